@@ -1,0 +1,157 @@
+"""Starts, adopts, signals and reaps attempts. Knows processes; decides nothing.
+
+An attempt is a session of its own, with its output in a file: no pipe to block or break, and the daemon's death costs it nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import structlog
+from msgspec.structs import replace
+
+from daemon import locks
+from daemon.ending import Sight
+from daemon.policy import Ask, Launch
+from state.checkpoints import Checkpoints
+from state.contract import ExitRecord, Result
+from state.durable import write_atomically
+from state.workspace import Attempt, Workspace
+
+PROJECT = Path(__file__).resolve().parent.parent
+OOM_COUNTER = Path("/proc/vmstat")
+
+T = TypeVar("T")
+
+log = structlog.get_logger()
+
+
+class Launcher:
+    """The attempts of one run, as processes."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        self._children: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
+        self._oom_kills_at_start: dict[tuple[str, int], int] = {}
+
+    def launch(self, effect: Launch) -> None:
+        """Start the attempt of a spec.
+
+        Raises:
+            OSError: no process was started.
+        """
+        spec = replace(effect.spec, workspace=str(self.workspace.root))
+        attempt = self.workspace.attempt(spec.stage, spec.attempt)
+        attempt.root.mkdir(parents=True, exist_ok=True)
+        write_atomically(attempt.spec, msgspec.json.format(msgspec.json.encode(spec), indent=1))
+        self._link_log(effect.number, spec.stage, attempt)
+        lock = locks.take(attempt.lock)
+        try:
+            with open(attempt.output, "ab") as output:
+                child = subprocess.Popen(
+                    [sys.executable, "-P", "-m", spec.module, str(attempt.root)],
+                    cwd=self.workspace.root,
+                    env=environment(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    pass_fds=(lock,),
+                )
+        finally:
+            os.close(lock)
+        key = (spec.stage, spec.attempt)
+        self._children[key] = child
+        self._oom_kills_at_start[key] = oom_kills()
+        log.info("attempt.launched", stage=spec.stage, attempt=spec.attempt, pid=child.pid)
+
+    def sight(self, stage: str, number: int) -> Sight:
+        """What can be seen of an attempt. Leftover processes of a dead one are killed first."""
+        attempt = self.workspace.attempt(stage, number)
+        child = self._children.get((stage, number))
+        code = child.poll() if child else None
+        alive = locks.held(attempt.lock)
+        if alive and self._main_is_gone(attempt, child, code):
+            self._signal(attempt, signal.SIGKILL, everyone=True)
+            return Sight(stage, number, alive=None, code=code)
+        if child is not None and code is None and alive is False:
+            alive = True  # a child that closed its lock is still a child
+        if alive is not False:
+            return Sight(stage, number, alive=alive, adopted=child is None)
+        record = _read(attempt.exit, ExitRecord)
+        receipt = _read(self.workspace.result(stage), Result)
+        key = (stage, number)
+        return Sight(
+            stage,
+            number,
+            alive=False,
+            code=code,
+            record=record,
+            receipt=receipt if receipt is not None and receipt.attempt == number else None,
+            checkpoint_step=Checkpoints(self.workspace.checkpoints(stage)).newest_step(),
+            oom_killed=key in self._oom_kills_at_start and oom_kills() > self._oom_kills_at_start[key],
+            adopted=child is None,
+            ended_at=record.at if record is not None else None,
+        )
+
+    def stop(self, stage: str, number: int, ask: Ask) -> None:
+        """Signal an attempt: SIGTERM to its main process, or SIGKILL to all of it."""
+        kill = ask is Ask.KILL
+        self._signal(self.workspace.attempt(stage, number), signal.SIGKILL if kill else signal.SIGTERM, everyone=kill)
+
+    def _main_is_gone(self, attempt: Attempt, child: subprocess.Popen[bytes] | None, code: int | None) -> bool:
+        if child is not None:
+            return code is not None
+        return not any(_leads_session(pid) for pid in locks.holders(attempt.lock))
+
+    def _signal(self, attempt: Attempt, number: signal.Signals, *, everyone: bool) -> None:
+        for pid in locks.holders(attempt.lock):
+            if everyone or _leads_session(pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+
+    def _link_log(self, number: int, stage: str, attempt: Attempt) -> None:
+        """logs/04_train_whisper.log leads to the newest attempt's output, as the original's logs did."""
+        logs = self.workspace.logs
+        logs.mkdir(parents=True, exist_ok=True)
+        link = logs / f"{number:02d}_{stage}.log"
+        fresh = link.with_name(f".{link.name}")
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(os.path.relpath(attempt.output, logs))
+        os.replace(fresh, link)
+
+
+def environment() -> dict[str, str]:
+    """The environment of an attempt: the daemon's, with this project importable and output unbuffered."""
+    path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH", "")]))
+    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def oom_kills() -> int:
+    """The kernel's count of OOM kills on this machine; 0 where it is not told."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in OOM_COUNTER.read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
+
+
+def _leads_session(pid: int) -> bool:
+    try:
+        return os.getsid(pid) == pid
+    except ProcessLookupError:
+        return False
+
+
+def _read(path: Path, kind: type[T]) -> T | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.DecodeError):
+        return None

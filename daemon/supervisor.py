@@ -1,0 +1,208 @@
+"""The tick: observe, decide, save, act. The only writer of state.json, and the holder of vigil.lock."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import structlog
+from msgspec.structs import replace
+
+from daemon import clock, locks, policy, report
+from daemon.ending import Sight
+from daemon.inbox import Inbox
+from daemon.launcher import Launcher, environment
+from daemon.policy import Effect, Heard, Launch, Leave, Reply, Seen, Stop, Tell
+from state.contract import ExitCode
+from state.pipeline import Pipeline
+from state.snapshot import Fact, Running, RunState, StageState
+from state.store import Journal, Store
+from state.workspace import Workspace
+
+TICK_S = 1.0
+REPORT_TIMEOUT_S = 300.0
+
+log = structlog.get_logger()
+
+
+class WorkspaceBusyError(Exception):
+    """Another daemon holds the workspace."""
+
+
+class WorkspaceMismatchError(Exception):
+    """The workspace holds the run of another pipeline."""
+
+
+def watch_over(workspace: Workspace, pipeline: Pipeline, pipeline_path: Path) -> int:
+    """Run `pipeline` in `workspace` to its end, going on where an earlier run stopped.
+
+    Returns:
+        0 when no required stage failed, 1 when one did, 83 when it was told to stop before the end.
+
+    Raises:
+        WorkspaceBusyError, WorkspaceMismatchError: nothing was changed.
+        StateUnreadableError: from the store; nothing was changed.
+        OSError: the workspace cannot be written.
+    """
+    workspace.root.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = locks.take(workspace.lock)
+    except locks.LockHeldError as error:
+        raise WorkspaceBusyError(
+            f"another daemon runs in {workspace.root}; look with `vigil status`, end it with `vigil stop`"
+        ) from error
+    try:
+        store = Store(workspace.state)
+        run, repair = open_run(store, pipeline, pipeline_path)
+        return Supervisor(workspace, store, run).watch(repair)
+    finally:
+        os.close(lock)
+
+
+def open_run(store: Store, pipeline: Pipeline, pipeline_path: Path) -> tuple[RunState, str]:
+    """The run saved in `store` with `pipeline` laid over it, or a new one, and what had to be repaired.
+
+    Raises:
+        WorkspaceMismatchError: the saved run is of another pipeline, or has worked on a stage that is gone from it.
+    """
+    if not store.exists():
+        at = time.time()
+        run_id = time.strftime("%Y%m%d-%H%M%S", time.gmtime(at))
+        stages = tuple(StageState(name=stage.name) for stage in pipeline.stages)
+        return RunState(id=run_id, pipeline=pipeline, pipeline_path=str(pipeline_path), started_at=at, stages=stages), ""
+    loaded = store.load()
+    run = loaded.run
+    if run.pipeline.name != pipeline.name:
+        raise WorkspaceMismatchError(
+            f"{store.path.parent} holds a run of pipeline {run.pipeline.name!r}, not {pipeline.name!r}; choose another --workspace"
+        )
+    kept = {stage.name: stage for stage in run.stages}
+    gone = [name for name, stage in kept.items() if stage.attempts and name not in {s.name for s in pipeline.stages}]
+    if gone:
+        raise WorkspaceMismatchError(
+            f"{pipeline_path} no longer has {', '.join(gone)}, which this run has begun; put it back or choose another --workspace"
+        )
+    stages = tuple(kept.get(stage.name, StageState(name=stage.name)) for stage in pipeline.stages)
+    run = replace(run, pipeline=pipeline, pipeline_path=str(pipeline_path), stages=stages)
+    return (run if run.finished else replace(run, finished_at=None)), loaded.repair
+
+
+class Supervisor:
+    """One daemon's watch over one run."""
+
+    def __init__(self, workspace: Workspace, store: Store, run: RunState) -> None:
+        self.workspace = workspace
+        self.store = store
+        self.run = run
+        self.journal = Journal(workspace.journal)
+        self.launcher = Launcher(workspace)
+        self.inbox = Inbox(workspace)
+        self.leaving = False
+
+    def watch(self, repair: str = "") -> int:
+        """Tick until the run is finished or the daemon is told to leave."""
+        with _signals(self._leave):
+            try:
+                self._take(*policy.begin(self.run, clock.read(), repair))
+                while not self._over():
+                    self.tick()
+                    if not self._over():
+                        self.inbox.wait(TICK_S)
+            finally:
+                self.inbox.close()
+        return self._close()
+
+    def tick(self) -> None:
+        """Observe, decide, save, act."""
+        self._take(*policy.step(self.run, self._observe(), clock.read()))
+
+    def _observe(self) -> Seen:
+        sights: list[Sight] = []
+        heard: list[Heard] = []
+        for stage in self._running():
+            number = len(stage.attempts)
+            sight = self.launcher.sight(stage.name, number)  # before its events: a dead attempt says no more
+            heard += self.inbox.events(stage.name, number)
+            silence = self.inbox.silence(stage.name, number)
+            sights.append(dataclasses.replace(sight, silent_s=silence.silent_s, quiet_s=silence.quiet_s))
+        return Seen(sights=tuple(sights), heard=tuple(heard), commands=self.inbox.commands(), leaving=self.leaving)
+
+    def _take(self, run: RunState, effects: list[Effect]) -> None:
+        if replace(run, untold=()) != replace(self.run, untold=()) or run.untold:
+            self.store.save(run)
+        self.run = run
+        for effect in effects:
+            self._perform(effect)
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case Launch():
+                try:
+                    self.launcher.launch(effect)
+                except OSError as error:  # the next tick finds no process and backs off
+                    log.error("attempt.launch_failed", stage=effect.spec.stage, error=str(error))
+            case Stop():
+                self.launcher.stop(effect.stage, effect.attempt, effect.ask)
+            case Reply():
+                self.inbox.reply(effect.answer)
+            case Leave():
+                self.leaving = True
+            case Tell():
+                self._tell(effect.fact)
+
+    def _tell(self, fact: Fact) -> None:
+        if not self.journal.tell(fact) or fact.level == "debug":
+            return
+        getattr(log, fact.level)(fact.kind, text=fact.text)
+        lines = report.progress_lines(self.run, fact)
+        if lines:
+            with open(self.workspace.progress_log, "a", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in lines)
+
+    def _running(self) -> list[StageState]:
+        return [stage for stage in self.run.stages if isinstance(stage.status, Running)]
+
+    def _over(self) -> bool:
+        return not self._running() and (self.leaving or self.run.finished)
+
+    def _leave(self) -> None:
+        self.leaving = True
+        self.inbox.wake()
+
+    def _close(self) -> int:
+        if self.workspace.metrics.exists() or self.run.finished:
+            self._write_report()
+        if not self.run.finished:
+            return ExitCode.STOPPED
+        return 1 if self.run.failed_required else 0
+
+    def _write_report(self) -> None:
+        """Render in a short-lived process: the plot library costs more memory than the whole daemon."""
+        command = [sys.executable, "-P", "-m", "daemon.cli", "report", "--workspace", str(self.workspace.root), "--quiet"]
+        try:
+            subprocess.run(command, env=environment(), timeout=REPORT_TIMEOUT_S, check=True, stdin=subprocess.DEVNULL)
+        except (OSError, subprocess.SubprocessError) as error:
+            log.warning("report.failed", error=str(error))
+
+
+@contextmanager
+def _signals(leave: Callable[[], None]) -> Iterator[None]:
+    """SIGTERM and Ctrl-C ask the daemon to leave; the handlers before are put back."""
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        leave()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

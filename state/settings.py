@@ -1,0 +1,194 @@
+"""The settings of every stage module: names, types, units, defaults.
+
+The daemon checks a pipeline file against these before anything starts, so that a typo does not wait until the third
+day; the stage converts its spec with the same types. Paths that are relative count from the workspace, except where a
+docstring says otherwise; a model is a folder or a name on the Hugging Face hub.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+Positive = Annotated[int, Meta(ge=1)]
+Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+Seconds = Annotated[float, Meta(gt=0.0)]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all stage settings."""
+
+
+class Download(Settings, frozen=True, kw_only=True):
+    """`stages.download`: the newest recordings of a playlist or channel."""
+
+    url: str
+    newest: Positive = 30
+    """Recordings to have in the end."""
+    min_duration_s: Seconds = 60.0
+    """Shorter recordings are announcements and are left out."""
+    captions: bool = True
+    """Keep the site's own captions beside the audio where offered."""
+    tries: Positive = 5
+    """Tries of one recording before the stage gives up as TRANSIENT."""
+
+
+class Corpus(Settings, frozen=True, kw_only=True):
+    """`stages.corpus`: verse pairs and glossary."""
+
+    source: str
+    """A folder in the layout of scrollmapper/bible_databases; `sample` is the small one that ships with Vigil."""
+    english: tuple[str, ...] = ("KJV", "ASV", "BBE", "YLT", "NHEB")
+    spanish: tuple[str, ...] = ("SpaRV", "SpaRV1865")
+    min_verses: Positive = 20_000
+    """A text with fewer verses is refused."""
+    test_share: Share = 0.1
+    """Of the references of each genre."""
+
+
+class Preprocess(Settings, frozen=True, kw_only=True):
+    """`stages.preprocess`: recordings to clean chunks. Every pass can be switched off."""
+
+    gate: bool = True
+    band_pass: bool = True
+    denoise: bool = True
+    loudness: bool = True
+    low_hz: Annotated[float, Meta(gt=0)] = 80.0
+    high_hz: Annotated[float, Meta(gt=0)] = 7600.0
+    denoise_strength: Share = 0.7
+    loudness_lufs: float = -16.0
+    true_peak_dbtp: float = -1.0
+    min_snr_db: float = 5.0
+    max_clipped_share: Share = 0.01
+    min_chunk_s: Seconds = 1.0
+    max_chunk_s: Seconds = 30.0
+    min_good_share: Share = 0.5
+    """Of the recordings: below it the stage fails rather than train on little."""
+
+
+class Transcribe(Settings, frozen=True, kw_only=True):
+    """`stages.transcribe`: pseudo-labels by faster-whisper."""
+
+    model: str = "large-v3"
+    """A CTranslate2 folder, or a name that faster-whisper knows."""
+    language: str = "en"
+    compute_type: str = "default"
+    beam_size: Positive = 5
+    batch_size: Positive = 8
+    min_avg_logprob: float = -1.0
+    max_no_speech_prob: Share = 0.6
+    max_compression_ratio: float = 2.4
+    keep_doubtful: bool = False
+    """Train on doubtful segments too (the demo's tiny model doubts everything)."""
+
+
+class TranslationModel(Settings, frozen=True, kw_only=True):
+    """One model that `stages.evaluate` scores."""
+
+    name: str
+    """Its row in the report; the same before and after."""
+    kind: Literal["marian", "gemma"]
+    model: str
+    adapter: str | None = None
+    """A LoRA adapter, or None for the model as it is."""
+    trained_by: str | None = None
+    """The stage that makes it: when that one did not succeed, the row is left out and said so."""
+
+
+class Evaluate(Settings, frozen=True, kw_only=True):
+    """`stages.evaluate`: SacreBLEU, chrF++ and COMET by model and genre."""
+
+    label: str
+    """`before`, `after`, ...: the column in the report."""
+    models: tuple[TranslationModel, ...]
+    comet_model: str | None = "Unbabel/wmt22-comet-da"
+    """A checkpoint file, a hub name, or none ("") to go without."""
+    min_references: Positive = 500
+    """A smaller test set is refused."""
+    max_references: Positive | None = None
+    """Score a fixed, genre-balanced sample of the test references."""
+    batch_size: Positive = 32
+    num_beams: Positive = 4
+    max_new_tokens: Positive = 256
+
+
+class Training(Settings, frozen=True, kw_only=True):
+    """Common to the training stages. The effective batch is the setting; micro-batches follow from memory."""
+
+    model: str
+    epochs: Positive = 3
+    effective_batch: Positive = 32
+    micro_batch: Positive | None = None
+    """None: the whole effective batch first, halved until it fits."""
+    learning_rate: Annotated[float, Meta(gt=0)] = 1e-4
+    warmup_share: Share = 0.05
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    label_smoothing: Share = 0.0
+    gradient_checkpointing: bool = False
+    paged_optimizer: bool = False
+    """bitsandbytes' paged 8-bit AdamW; CUDA only."""
+    bf16: bool = True
+    checkpoint_every_s: Seconds = 600.0
+    """First interval between checkpoints; adapted to the measured save time."""
+    checkpoint_every_steps: Positive | None = None
+    dev_examples: Annotated[int, Meta(ge=0)] = 500
+    """Held out of training for the quality gate; 0: none."""
+    evaluations: Positive = 10
+    """Of the dev set, spread over the run."""
+    max_examples: Positive | None = None
+
+
+class LoRA(Training, frozen=True, kw_only=True):
+    """Common to the stages that train adapters."""
+
+    lora_rank: Positive = 16
+    lora_alpha: Positive = 32
+    lora_dropout: Share = 0.05
+
+
+class TrainWhisper(LoRA, frozen=True, kw_only=True):
+    """`stages.train_whisper`."""
+
+    lora_rank: Positive = 32
+    lora_alpha: Positive = 64
+    language: str = "en"
+    replay_share: Share = 0.3
+    """Of each epoch's examples, from general speech."""
+    replay_source: str | None = None
+    """An audiofolder (metadata.jsonl with file_name and text), absolute or relative to the workspace."""
+    replay_required: bool = True
+    """False: go on without replay, and say so."""
+
+
+class TrainMarian(Training, frozen=True, kw_only=True):
+    """`stages.train_marian`."""
+
+    epochs: Positive = 5
+    learning_rate: Annotated[float, Meta(gt=0)] = 2e-5
+    max_tokens: Positive = 128
+    glossary_repeats: Annotated[int, Meta(ge=0)] = 1
+
+
+class TrainGemma(LoRA, frozen=True, kw_only=True):
+    """`stages.train_gemma`."""
+
+    size: Literal["A", "B"] = "A"
+    """Names the output folder: A for 4B, B for 12B."""
+    max_tokens: Positive = 256
+    load_in_4bit: bool = True
+
+
+MODULES: dict[str, type[Settings]] = {
+    "stages.download": Download,
+    "stages.corpus": Corpus,
+    "stages.preprocess": Preprocess,
+    "stages.transcribe": Transcribe,
+    "stages.evaluate": Evaluate,
+    "stages.train_whisper": TrainWhisper,
+    "stages.train_marian": TrainMarian,
+    "stages.train_gemma": TrainGemma,
+}
+"""The stage modules that Vigil ships; a pipeline may name others, whose settings they check themselves."""
