@@ -363,9 +363,7 @@ def _watch(work: _Step, stage: StageState, status: Running, sight: Sight) -> Non
     intent = status.intent
     if intent is not None:
         overdue = intent.boot != work.now.boot or work.now.monotonic_s >= intent.due_monotonic_s
-        work.effects.append(
-            Stop(stage.name, sight.attempt, Ask.KILL if overdue else Ask.TERM)
-        ) if overdue or sight.adopted else None
+        work.effects.append(Stop(stage.name, sight.attempt, Ask.KILL if overdue else Ask.TERM))
         return
     limit_s = max(work.run.pipeline.stage(stage.name).silence_s, 1.5 * sight.quiet_s)
     if sight.silent_s > limit_s and status.killed_for is None:

@@ -41,8 +41,8 @@ class WorkspaceMismatchError(Exception):
     """The workspace holds the run of another pipeline."""
 
 
-def watch_over(workspace: Workspace, pipeline: Pipeline, pipeline_path: Path) -> int:
-    """Run `pipeline` in `workspace` to its end, going on where an earlier run stopped.
+def watch_over(workspace: Workspace, pipeline: Pipeline, pipeline_path: Path, *, with_report: bool = True) -> int:
+    """Run `pipeline` in `workspace` to its end, going on where an earlier run stopped; then render the report.
 
     Returns:
         0 when no required stage failed, 1 when one did, 83 when it was told to stop before the end.
@@ -62,7 +62,10 @@ def watch_over(workspace: Workspace, pipeline: Pipeline, pipeline_path: Path) ->
     try:
         store = Store(workspace.state)
         run, repair = open_run(store, pipeline, pipeline_path)
-        return Supervisor(workspace, store, run).watch(repair)
+        code = Supervisor(workspace, store, run).watch(repair)
+        if with_report:
+            write_report(workspace)
+        return code
     finally:
         os.close(lock)
 
@@ -118,7 +121,7 @@ class Supervisor:
                         self.inbox.wait(TICK_S)
             finally:
                 self.inbox.close()
-        return self._close()
+        return self._exit_code()
 
     def tick(self) -> None:
         """Observe, decide, save, act."""
@@ -177,20 +180,19 @@ class Supervisor:
         self.leaving = True
         self.inbox.wake()
 
-    def _close(self) -> int:
-        if self.workspace.metrics.exists() or self.run.finished:
-            self._write_report()
+    def _exit_code(self) -> int:
         if not self.run.finished:
             return ExitCode.STOPPED
         return 1 if self.run.failed_required else 0
 
-    def _write_report(self) -> None:
-        """Render in a short-lived process: the plot library costs more memory than the whole daemon."""
-        command = [sys.executable, "-P", "-m", "daemon.cli", "report", "--workspace", str(self.workspace.root), "--quiet"]
-        try:
-            subprocess.run(command, env=environment(), timeout=REPORT_TIMEOUT_S, check=True, stdin=subprocess.DEVNULL)
-        except (OSError, subprocess.SubprocessError) as error:
-            log.warning("report.failed", error=str(error))
+
+def write_report(workspace: Workspace) -> None:
+    """Render in a short-lived process: the plot library costs more memory than the whole daemon."""
+    command = [sys.executable, "-P", "-m", "daemon.cli", "report", "--workspace", str(workspace.root), "--quiet"]
+    try:
+        subprocess.run(command, env=environment(), timeout=REPORT_TIMEOUT_S, check=True, stdin=subprocess.DEVNULL)
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("report.failed", error=str(error))
 
 
 @contextmanager

@@ -160,6 +160,14 @@ class Checkpoints:
                 self._set_aside(folder)
         return removed
 
+    def drop_after(self, step: int) -> list[Path]:
+        """Remove every checkpoint of a later step and return what was removed: a divergence made them worthless."""
+        later = [folder for folder in self._newest_first() if int(folder.name.removeprefix("step-")) > step]
+        for folder in later:
+            (folder / MANIFEST).unlink(missing_ok=True)  # first, as in `retire`
+            shutil.rmtree(folder)
+        return later
+
     def _newest_first(self) -> Iterator[Path]:
         if not self.folder.is_dir():
             return iter(())

@@ -77,8 +77,8 @@ def sync_tree(folder: Path) -> None:
 def publish_folder(temporary: Path, target: Path) -> None:
     """Make the finished folder `temporary` appear as `target`, replacing an older one; both on one file system.
 
-    A crash leaves the old folder, the new one, or (for an instant) the old one under `.NAME.old`, which the next call
-    brings back or removes.
+    A crash leaves the old folder, the new one, or (between two renames) the old one under `.NAME.old`; the next call
+    then publishes and removes it.
     """
     sync_tree(temporary)
     target.parent.mkdir(parents=True, exist_ok=True)

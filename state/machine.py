@@ -78,7 +78,7 @@ def advance(status: Status, trigger: Trigger) -> Status:
 
 
 def diagram() -> str:
-    """The table as a Mermaid state diagram."""
+    """The table as a Mermaid state diagram, without the package's colours."""
     machine = GraphMachine(
         model=_Position(),
         states=[str(s) for s in Status],
@@ -88,4 +88,9 @@ def diagram() -> str:
         graph_engine="mermaid",
     )
     source: str = machine.get_combined_graph().source  # type: ignore[attr-defined]  # the Mermaid graph has it, its protocol does not
-    return source.strip() + "\n"
+    arrows = [line for line in source.splitlines() if "-->" in line or line.startswith("stateDiagram")]
+    return "\n".join(arrows) + "\n"
+
+
+if __name__ == "__main__":
+    print(diagram(), end="")

@@ -15,6 +15,8 @@ from msgspec import Meta
 Positive = Annotated[int, Meta(ge=1)]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Seconds = Annotated[float, Meta(gt=0.0)]
+FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+"""A name that also names a file."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -24,7 +26,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class Download(Settings, frozen=True, kw_only=True):
     """`stages.download`: the newest recordings of a playlist or channel."""
 
-    url: str
+    url: Annotated[str, Meta(min_length=1)]
     newest: Positive = 30
     """Recordings to have in the end."""
     min_duration_s: Seconds = 60.0
@@ -33,12 +35,14 @@ class Download(Settings, frozen=True, kw_only=True):
     """Keep the site's own captions beside the audio where offered."""
     tries: Positive = 5
     """Tries of one recording before the stage gives up as TRANSIENT."""
+    first_delay_s: Seconds = 2.0
+    """Before the second try; doubles with each, one minute at most."""
 
 
 class Corpus(Settings, frozen=True, kw_only=True):
     """`stages.corpus`: verse pairs and glossary."""
 
-    source: str
+    source: Annotated[str, Meta(min_length=1)]
     """A folder in the layout of scrollmapper/bible_databases; `sample` is the small one that ships with Vigil."""
     english: tuple[str, ...] = ("KJV", "ASV", "BBE", "YLT", "NHEB")
     spanish: tuple[str, ...] = ("SpaRV", "SpaRV1865")
@@ -64,6 +68,8 @@ class Preprocess(Settings, frozen=True, kw_only=True):
     max_clipped_share: Share = 0.01
     min_chunk_s: Seconds = 1.0
     max_chunk_s: Seconds = 30.0
+    merge_gap_s: Seconds = 0.5
+    """Speech closer together than this becomes one chunk where it fits."""
     min_good_share: Share = 0.5
     """Of the recordings: below it the stage fails rather than train on little."""
 
@@ -87,7 +93,7 @@ class Transcribe(Settings, frozen=True, kw_only=True):
 class TranslationModel(Settings, frozen=True, kw_only=True):
     """One model that `stages.evaluate` scores."""
 
-    name: str
+    name: FileName
     """Its row in the report; the same before and after."""
     kind: Literal["marian", "gemma"]
     model: str
@@ -100,11 +106,11 @@ class TranslationModel(Settings, frozen=True, kw_only=True):
 class Evaluate(Settings, frozen=True, kw_only=True):
     """`stages.evaluate`: SacreBLEU, chrF++ and COMET by model and genre."""
 
-    label: str
+    label: FileName
     """`before`, `after`, ...: the column in the report."""
     models: tuple[TranslationModel, ...]
     comet_model: str | None = "Unbabel/wmt22-comet-da"
-    """A checkpoint file, a hub name, or none ("") to go without."""
+    """A checkpoint file, a hub name, `tiny` (the demo's own, made from the training pairs on first use), or none ("")."""
     min_references: Positive = 500
     """A smaller test set is refused."""
     max_references: Positive | None = None
@@ -179,6 +185,8 @@ class TrainGemma(LoRA, frozen=True, kw_only=True):
     """Names the output folder: A for 4B, B for 12B."""
     max_tokens: Positive = 256
     load_in_4bit: bool = True
+    gate_examples: Annotated[int, Meta(ge=0)] = 128
+    """Of the dev examples, translated at each evaluation: the adapter with the best chrF++ is kept. 0: the one with the least dev loss."""
 
 
 MODULES: dict[str, type[Settings]] = {

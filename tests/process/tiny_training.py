@@ -1,0 +1,133 @@
+"""A small real training on invented data, a second on one core: for the tests of `stages.training`, and as a stage of its own.
+
+`python -m tests.process.tiny_training ATTEMPT[:SECONDS] ...` runs one attempt after another, each in a fork of a process that
+has imported everything; one with SECONDS is killed (SIGKILL) so long after its start.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from stages.recipe import Batch, Data, Example, Recipe, summed_loss
+from stages.runtime import Delivery, StageContext, run
+from stages.training import train
+from stages.training_state import save_weights
+from state.contract import BatchPlan, Spec
+from state.settings import Training
+from state.workspace import Workspace
+
+WORDS = 40
+
+
+class TinyModel(nn.Module):
+    """Predicts each token of a sequence from the one before; `dropout` makes it depend on the random numbers."""
+
+    def __init__(self, dropout: float = 0.1, width: int = 16) -> None:
+        super().__init__()
+        self.words = nn.Embedding(WORDS, width)
+        self.inner = nn.GRU(width, width, batch_first=True)
+        self.drop = nn.Dropout(dropout)
+        self.out = nn.Linear(width, WORDS)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.out(self.drop(self.inner(self.words(tokens))[0]))
+
+
+def tiny_model(dropout: float = 0.1, width: int = 16) -> TinyModel:
+    """The same weights every time."""
+    torch.manual_seed(7)
+    return TinyModel(dropout, width)
+
+
+def sequences(count: int, seed: int = 0) -> list[list[int]]:
+    """Counting sequences of 3 to 14 numbers that start anywhere: learnable, and of mixed length."""
+    draw = torch.Generator().manual_seed(seed)
+    starts = torch.randint(0, WORDS, (count,), generator=draw).tolist()
+    lengths = torch.randint(3, 15, (count,), generator=draw).tolist()
+    return [[(start + i) % WORDS for i in range(length)] for start, length in zip(starts, lengths, strict=True)]
+
+
+def data(rows: Sequence[list[int]], prefix: str = "s") -> Data:
+    """`rows` as training data; a batch is padded with -100 where there is no target."""
+
+    def collate(indices: Sequence[int]) -> Batch:
+        longest = max(len(rows[i]) for i in indices)
+        tokens = torch.zeros(len(indices), longest - 1, dtype=torch.long)
+        labels = torch.full((len(indices), longest - 1), -100)
+        for line, index in enumerate(indices):
+            row = torch.tensor(rows[index])
+            tokens[line, : len(row) - 1] = row[:-1]
+            labels[line, : len(row) - 1] = row[1:]
+        return {"tokens": tokens, "labels": labels}
+
+    return Data([Example(f"{prefix}{number}", len(row)) for number, row in enumerate(rows)], collate)
+
+
+def token_loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, int]:
+    return summed_loss(model(batch["tokens"]), batch["labels"])
+
+
+def recipe(model: nn.Module | None = None, count: int = 60, *, dev: bool = True) -> Recipe:
+    """A recipe over `count` sequences."""
+    return Recipe(
+        model=model or tiny_model(),
+        model_name="tiny",
+        train=data(sequences(count)),
+        dev=data(sequences(10, seed=1), "d") if dev else None,
+        token_loss=token_loss,
+        fingerprint={"data": f"sequences {count}"},
+    )
+
+
+def context(root: Path, attempt: int = 1, **spec: object) -> StageContext:
+    """A stage's context as the runner makes it, in the workspace `root`."""
+    workspace = Workspace.at(root)
+    folder = workspace.attempt("train_tiny", attempt)
+    folder.root.mkdir(parents=True, exist_ok=True)
+    values = {"batch": BatchPlan(), "seed": 3} | spec
+    return StageContext(
+        Spec(run_id="r", stage="train_tiny", module="stages.train_tiny", attempt=attempt, workspace=str(root), **values),  # type: ignore[arg-type]
+        folder,
+    )
+
+
+def main(ctx: StageContext) -> Delivery:
+    """The stage: train, and deliver the weights."""
+    settings = ctx.settings(Training)
+    plan = recipe()
+    trained = train(ctx, settings, plan)
+    temporary = ctx.scratch() / "model"
+    temporary.mkdir(exist_ok=True)
+    save_weights(plan.model, temporary / "weights.safetensors")
+    target = ctx.publish(temporary, ctx.workspace.root / "fine_tuned_tiny")
+    return Delivery([target], trained.metrics)
+
+
+def attempts(arguments: Sequence[str]) -> None:
+    """Run the attempts; print how each ended, as `os.waitstatus_to_exitcode` has it."""
+    import transformers  # noqa: F401  once, before the forks
+
+    import stages.training_adapter  # noqa: F401  likewise
+
+    torch.set_num_threads(1)
+    for argument in arguments:
+        folder, _, seconds = argument.partition(":")
+        child = os.fork()
+        if child == 0:
+            run(main, [folder])
+        if seconds:
+            time.sleep(float(seconds))
+            os.kill(child, signal.SIGKILL)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    attempts(sys.argv[1:])

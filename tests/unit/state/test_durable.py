@@ -1,0 +1,41 @@
+"""Durable writes: whole files, whole folders, ended lines."""
+
+import pytest
+
+from state.durable import append_durably, publish_folder, tree_digest, write_atomically
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path):
+    """When the rename is refused, the old content stays and no temporary file is left."""
+    target = tmp_path / "file"
+    target.mkdir()
+    with pytest.raises(OSError, match="directory"):
+        write_atomically(target, b"new")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_torn_line_is_ended_before_the_next(tmp_path):
+    """An earlier crash in mid-line costs that line only."""
+    path = tmp_path / "log"
+    path.write_bytes(b"one\ntw")
+    append_durably(path, b"three")
+    assert path.read_bytes() == b"one\ntw\nthree\n"
+
+
+def test_publishing_replaces_a_folder(tmp_path):
+    """The new folder stands under the name, the old one is gone."""
+    for name in ("new", "old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "f").write_text(name)
+    publish_folder(tmp_path / "new", tmp_path / "old")
+    assert (tmp_path / "old" / "f").read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_folder_digest_depends_on_names_and_bytes(tmp_path):
+    """Equal trees have equal digests; a renamed or changed file changes it."""
+    for name in ("a", "b", "c"):
+        (tmp_path / name / "sub").mkdir(parents=True)
+        (tmp_path / name / "sub" / ("x" if name != "c" else "y")).write_text("1")
+    assert tree_digest(tmp_path / "a") == tree_digest(tmp_path / "b")
+    assert tree_digest(tmp_path / "a") != tree_digest(tmp_path / "c")
