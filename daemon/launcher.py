@@ -6,10 +6,12 @@ An attempt is a session of its own, with its output in a file: no pipe to block 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,12 +23,13 @@ from daemon import locks
 from daemon.ending import Sight
 from daemon.policy import Ask, Launch
 from state.checkpoints import Checkpoints
-from state.contract import ExitRecord, Result
+from state.contract import ExitCode, ExitRecord, Result
 from state.durable import write_atomically
 from state.workspace import Attempt, Workspace
 
 PROJECT = Path(__file__).resolve().parent.parent
 OOM_COUNTER = Path("/proc/vmstat")
+DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 T = TypeVar("T")
 
@@ -40,13 +43,21 @@ class Launcher:
         self.workspace = workspace
         self._children: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
         self._oom_kills_at_start: dict[tuple[str, int], int] = {}
+        self._stillborn: dict[tuple[str, int], ExitRecord] = {}
 
     def launch(self, effect: Launch) -> None:
-        """Start the attempt of a spec.
+        """Start the attempt of a spec; one that cannot be started is seen as ended, with the reason."""
+        try:
+            self._start(effect)
+        except OSError as error:
+            code = ExitCode.DISK_FULL if error.errno in DISK_ERRNOS else ExitCode.TRANSIENT
+            key = (effect.spec.stage, effect.spec.attempt)
+            self._stillborn[key] = ExitRecord(
+                code=code, at=time.time(), error=type(error).__name__, message=f"not started: {error}"
+            )
+            log.error("attempt.not_started", stage=effect.spec.stage, attempt=effect.spec.attempt, error=str(error))
 
-        Raises:
-            OSError: no process was started.
-        """
+    def _start(self, effect: Launch) -> None:
         spec = replace(effect.spec, workspace=str(self.workspace.root))
         attempt = self.workspace.attempt(spec.stage, spec.attempt)
         attempt.root.mkdir(parents=True, exist_ok=True)
@@ -85,7 +96,7 @@ class Launcher:
             alive = True  # a child that closed its lock is still a child
         if alive is not False:
             return Sight(stage, number, alive=alive, adopted=child is None)
-        record = _read(attempt.exit, ExitRecord)
+        record = self._stillborn.get((stage, number)) or _read(attempt.exit, ExitRecord)
         receipt = _read(self.workspace.result(stage), Result)
         key = (stage, number)
         return Sight(

@@ -158,8 +158,8 @@ class _Step:
 
 
 def step(run: RunState, seen: Seen, now: Now) -> tuple[RunState, list[Effect]]:
-    """Decide. The caller saves the run before it performs the effects."""
-    work = _Step(replace(run, untold=()), now)
+    """Decide. The caller saves the run before it performs the effects, and takes the facts told out of `untold`."""
+    work = _renew(run, now)
     for heard in seen.heard:
         _listen(work, heard)
     for command in seen.commands:
@@ -176,10 +176,8 @@ def step(run: RunState, seen: Seen, now: Now) -> tuple[RunState, list[Effect]]:
 
 
 def begin(run: RunState, now: Now, repair: str = "") -> tuple[RunState, list[Effect]]:
-    """The first step of a daemon on a run: what an earlier daemon decided and did not tell is told now."""
-    work = _Step(replace(run, untold=()), now)
-    for fact in run.untold:
-        work.say(fact)
+    """The first step of a daemon on a run."""
+    work = _renew(run, now)
     again = bool(run.starts)
     work.run = replace(work.run, starts=(*run.starts, Start(at=now.at, boot=now.boot)))
     if repair:
@@ -190,6 +188,14 @@ def begin(run: RunState, now: Now, repair: str = "") -> tuple[RunState, list[Eff
         rebooted = run.starts[-1].boot != now.boot
         work.tell("run.resumed", f"run {run.id} goes on{' after a restart of the machine' if rebooted else ''}", rebooted=rebooted)
     return work.run, work.effects
+
+
+def _renew(run: RunState, now: Now) -> _Step:
+    """A step on `run` that begins by telling what was decided before and not told."""
+    work = _Step(replace(run, untold=()), now)
+    for fact in run.untold:
+        work.say(fact)
+    return work
 
 
 # -- what attempts say

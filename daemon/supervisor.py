@@ -109,6 +109,9 @@ class Supervisor:
         self.launcher = Launcher(workspace)
         self.inbox = Inbox(workspace)
         self.leaving = False
+        self._heard: tuple[Heard, ...] = ()
+        """Heard and not yet saved: the disk refused."""
+        self._trouble = ""
 
     def watch(self, repair: str = "") -> int:
         """Tick until the run is finished or the daemon is told to leave."""
@@ -124,12 +127,20 @@ class Supervisor:
         return self._exit_code()
 
     def tick(self) -> None:
-        """Observe, decide, save, act."""
-        self._take(*policy.step(self.run, self._observe(), clock.read()))
+        """Observe, decide, save, act. What the disk refuses is tried again with the next tick: nothing was done about it yet."""
+        try:
+            seen = self._observe()
+            self._heard = seen.heard
+            self._take(*policy.step(self.run, seen, clock.read()))
+            self._heard, self._trouble = (), ""
+        except OSError as error:
+            if str(error) != self._trouble:
+                log.error("tick.failed", error=str(error))
+            self._trouble = str(error)
 
     def _observe(self) -> Seen:
         sights: list[Sight] = []
-        heard: list[Heard] = []
+        heard: list[Heard] = list(self._heard)
         for stage in self._running():
             number = len(stage.attempts)
             sight = self.launcher.sight(stage.name, number)  # before its events: a dead attempt says no more
@@ -139,7 +150,7 @@ class Supervisor:
         return Seen(sights=tuple(sights), heard=tuple(heard), commands=self.inbox.commands(), leaving=self.leaving)
 
     def _take(self, run: RunState, effects: list[Effect]) -> None:
-        if replace(run, untold=()) != replace(self.run, untold=()) or run.untold:
+        if run != self.run:
             self.store.save(run)
         self.run = run
         for effect in effects:
@@ -148,10 +159,7 @@ class Supervisor:
     def _perform(self, effect: Effect) -> None:
         match effect:
             case Launch():
-                try:
-                    self.launcher.launch(effect)
-                except OSError as error:  # the next tick finds no process and backs off
-                    log.error("attempt.launch_failed", stage=effect.spec.stage, error=str(error))
+                self.launcher.launch(effect)
             case Stop():
                 self.launcher.stop(effect.stage, effect.attempt, effect.ask)
             case Reply():
@@ -162,7 +170,10 @@ class Supervisor:
                 self._tell(effect.fact)
 
     def _tell(self, fact: Fact) -> None:
-        if not self.journal.tell(fact) or fact.level == "debug":
+        """Journal a fact, then count it as told; one that the disk refuses stays untold."""
+        fresh = self.journal.tell(fact)
+        self.run = replace(self.run, untold=tuple(f for f in self.run.untold if f.id != fact.id))
+        if not fresh or fact.level == "debug":
             return
         getattr(log, fact.level)(fact.kind, text=fact.text)
         lines = report.progress_lines(self.run, fact)

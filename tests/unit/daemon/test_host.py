@@ -1,0 +1,44 @@
+"""The machine, as far as it tells."""
+
+import time
+
+import pytest
+
+from daemon import host
+from state.workspace import Workspace
+
+
+def test_the_host_of_a_workspace_that_is_not_there_yet(tmp_path):
+    """Disk figures are those of the nearest folder that exists; memory figures are sane."""
+    found = host.read_host(Workspace.at(tmp_path / "not" / "yet"))
+    assert found.disks[0].free_bytes <= found.disks[0].total_bytes
+    assert 0 < found.memory_used_bytes < found.memory_total_bytes
+
+
+def test_a_gpu_line_is_read_with_its_gaps():
+    """Mebibytes become bytes; what the driver does not tell is None, not zero."""
+    gpu = host.parse_gpu("NVIDIA RTX A2000 Ada, 97, 14820, 16380, [N/A]")
+    assert gpu.memory_used_bytes == 14820 * 1024 * 1024
+    assert gpu.load_percent == 97
+    assert gpu.temperature_c is None
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("sleep 30", None),
+        ("exit 9", None),
+        ("echo 'X, 1, 2, 3, 4'", "X"),
+        ("echo nonsense", ()),
+    ],
+)
+def test_nvidia_smi_may_hang_fail_or_babble(tmp_path, monkeypatch, script, expected):
+    """A hanging query is given up in time and counts as unknown."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    started = time.monotonic()
+    gpus = host.read_gpus(timeout_s=0.5)
+    assert time.monotonic() - started < 10
+    assert (gpus[0].name if gpus else gpus) == expected
