@@ -19,7 +19,7 @@ import structlog
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 
-from daemon.policy import Heard
+from daemon.effects import Heard
 from state.contract import Answer, Command, CommandKind, Event, Progress
 from state.durable import write_atomically
 from state.workspace import Workspace

@@ -20,8 +20,8 @@ import structlog
 from msgspec.structs import replace
 
 from daemon import locks
+from daemon.effects import Ask, Launch
 from daemon.ending import Sight
-from daemon.policy import Ask, Launch
 from state.checkpoints import Checkpoints
 from state.contract import ExitCode, ExitRecord, Result
 from state.durable import write_atomically

@@ -6,155 +6,24 @@ The order of a step is fixed: facts of the attempts, commands, endings, overdue 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import Enum
-from functools import partial
 from typing import Any
 
 from msgspec.structs import replace
 
 from daemon.clock import Now
+from daemon.effects import Ask, Effect, Heard, Launch, Seen, Stop, Work
 from daemon.ending import Ending, Sight, classify
 from daemon.ladder import next_rung
-from state.contract import Answer, Command, CommandKind, Event, MemoryFit, Note, Outcome, Spec
-from state.machine import Status, Trigger, advance
+from daemon.orders import obey
+from state.contract import MemoryFit, Note, Outcome, Spec
+from state.machine import Status, Trigger
 from state.pipeline import StageConfig
-from state.snapshot import (
-    Attempt,
-    BackingOff,
-    Fact,
-    Failed,
-    Intent,
-    Pending,
-    Running,
-    RunState,
-    Skipped,
-    StageState,
-    StageStatus,
-    Start,
-    Succeeded,
-)
+from state.snapshot import Attempt, BackingOff, Fact, Failed, Pending, Running, RunState, StageState, Start, Succeeded
 
 TRANSIENT_DELAYS_S = (15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 900.0)
 CRASH_DELAYS_S = (5.0, 20.0, 60.0, 180.0)
 DISK_DELAY_S = 300.0
 MAX_DIVERGENCES = 3
-ANSWERS_KEPT = 200
-
-
-class Ask(Enum):
-    """How firmly an attempt is told to end."""
-
-    TERM = "TERM"
-    KILL = "KILL"
-
-
-@dataclass(frozen=True)
-class Launch:
-    """Start a process for this spec."""
-
-    spec: Spec
-    number: int
-    """Position of the stage in the pipeline, from 1."""
-
-
-@dataclass(frozen=True)
-class Stop:
-    """Signal an attempt."""
-
-    stage: str
-    attempt: int
-    ask: Ask
-
-
-@dataclass(frozen=True)
-class Tell:
-    """Put a fact into the journal."""
-
-    fact: Fact
-
-
-@dataclass(frozen=True)
-class Reply:
-    """Answer a command."""
-
-    answer: Answer
-
-
-@dataclass(frozen=True)
-class Leave:
-    """End the daemon once the running stages have stopped."""
-
-
-Effect = Launch | Stop | Tell | Reply | Leave
-
-
-@dataclass(frozen=True)
-class Heard:
-    """One event of an attempt, with its place in the attempt's file: the id of the fact made from it."""
-
-    stage: str
-    attempt: int
-    offset: int
-    event: Event
-
-
-@dataclass(frozen=True)
-class Seen:
-    """All that the daemon observed for this step."""
-
-    sights: tuple[Sight, ...] = ()
-    """Of the attempts that the run holds for running."""
-    heard: tuple[Heard, ...] = ()
-    commands: tuple[Command, ...] = ()
-    leaving: bool = False
-    """The daemon was told to end: stages checkpoint and leave, nothing new starts."""
-
-
-@dataclass
-class _Step:
-    """The run in the making, and what is to be done about it."""
-
-    run: RunState
-    now: Now
-    effects: list[Effect] = field(default_factory=list)
-
-    def stage(self, name: str) -> StageState:
-        return self.run.stage(name)
-
-    def put(self, stage: StageState) -> None:
-        self.run = replace(self.run, stages=tuple(stage if s.name == stage.name else s for s in self.run.stages))
-
-    def move(self, stage: StageState, trigger: Trigger, status: StageStatus, **changes: Any) -> StageState:
-        """Move a stage along the lifecycle's table; an illegal move raises."""
-        moved = replace(stage, status=status, **changes)
-        if moved.state is not advance(stage.state, trigger):
-            raise AssertionError(f"{trigger} of {stage.name} led to {moved.state}")
-        self.put(moved)
-        return moved
-
-    def tell(self, kind: str, text: str, *, level: str = "info", stage: str | None = None, **fields: Any) -> None:
-        attempt = len(self.stage(stage).attempts) if stage else None
-        number = self.run.facts + 1
-        fact = Fact(
-            id=f"{number:06d}",
-            at=self.now.at,
-            kind=kind,
-            text=text,
-            level=level,
-            stage=stage,
-            attempt=attempt or None,
-            fields=fields,
-        )
-        self.run = replace(self.run, facts=number)
-        self.say(fact)
-
-    def say(self, fact: Fact) -> None:
-        self.run = replace(self.run, untold=(*self.run.untold, fact))
-        self.effects.append(Tell(fact))
-
-    def answer(self, command: Command, ok: bool, text: str) -> None:
-        self.effects.append(Reply(Answer(id=command.id, ok=ok, text=text, at=self.now.at)))
 
 
 def step(run: RunState, seen: Seen, now: Now) -> tuple[RunState, list[Effect]]:
@@ -163,9 +32,9 @@ def step(run: RunState, seen: Seen, now: Now) -> tuple[RunState, list[Effect]]:
     for heard in seen.heard:
         _listen(work, heard)
     for command in seen.commands:
-        _obey(work, command)
+        obey(work, command)
     if seen.leaving:
-        _hold_all(work, "the daemon is leaving")
+        work.hold_all("the daemon is leaving")
     for sight in seen.sights:
         _look(work, sight)
     _leave_out(work)
@@ -190,9 +59,9 @@ def begin(run: RunState, now: Now, repair: str = "") -> tuple[RunState, list[Eff
     return work.run, work.effects
 
 
-def _renew(run: RunState, now: Now) -> _Step:
+def _renew(run: RunState, now: Now) -> Work:
     """A step on `run` that begins by telling what was decided before and not told."""
-    work = _Step(replace(run, untold=()), now)
+    work = Work(replace(run, untold=()), now)
     for fact in run.untold:
         work.say(fact)
     return work
@@ -201,7 +70,7 @@ def _renew(run: RunState, now: Now) -> _Step:
 # -- what attempts say
 
 
-def _listen(work: _Step, heard: Heard) -> None:
+def _listen(work: Work, heard: Heard) -> None:
     event = heard.event
     if isinstance(event, MemoryFit):
         stage = work.stage(heard.stage)
@@ -231,115 +100,10 @@ def _listen(work: _Step, heard: Heard) -> None:
     )
 
 
-# -- what the owner asks
-
-
-def _obey(work: _Step, command: Command) -> None:
-    if command.id in work.run.answered:
-        work.answer(command, True, "already done")
-        return
-    work.run = replace(work.run, answered=(*work.run.answered, command.id)[-ANSWERS_KEPT:])
-    ok, text = _COMMANDS[command.kind](work, command)
-    work.answer(command, ok, text)
-    work.tell(
-        "command.answered",
-        f"{command.kind}{f' {command.stage}' if command.stage else ''}: {text}",
-        by=command.by,
-        ok=ok,
-        id=command.id,
-    )
-
-
-def _named(act: Callable[[_Step, Command, StageState], tuple[bool, str]], work: _Step, command: Command) -> tuple[bool, str]:
-    names = [stage.name for stage in work.run.stages]
-    if command.stage not in names:
-        return False, f"no stage is called {command.stage!r}; there are {', '.join(names)}"
-    return act(work, command, work.stage(command.stage))
-
-
-def _skip(work: _Step, command: Command, stage: StageState) -> tuple[bool, str]:
-    if stage.settled:
-        return False, f"{stage.name} is {stage.state} already"
-    if isinstance(stage.status, Running):
-        grace_s = 5.0 if command.now else work.run.pipeline.stage(stage.name).grace_s
-        _intend_stop(
-            work, stage, stage.status, skip=True, reason=f"skipped by the owner ({command.by})", grace_s=grace_s, by=command.by
-        )
-        return True, f"{stage.name} stops at its next safe point and is skipped; its checkpoints are kept"
-    _set_skipped(work, stage, f"skipped by the owner ({command.by})", by="owner")
-    return True, f"{stage.name} is skipped"
-
-
-def _retry(work: _Step, command: Command, stage: StageState) -> tuple[bool, str]:
-    if isinstance(stage.status, BackingOff):
-        work.put(replace(stage, status=replace(stage.status, due_monotonic_s=work.now.monotonic_s)))
-        return True, f"{stage.name} is tried again at once"
-    if stage.state not in (Status.FAILED, Status.SKIPPED):
-        return False, f"{stage.name} is {stage.state}; only a failed, skipped or waiting stage can be retried"
-    work.move(stage, Trigger.RESET, Pending(), tries=0)
-    revived = _revive_dependents(work, stage.name)
-    work.run = replace(work.run, finished_at=None)
-    return True, f"{stage.name} is tried again from its newest checkpoint" + (f", then {', '.join(revived)}" if revived else "")
-
-
-def _revive_dependents(work: _Step, name: str) -> list[str]:
-    revived = []
-    for stage in work.run.stages:
-        status = stage.status
-        if isinstance(status, Skipped) and status.by == "policy" and name in work.run.pipeline.stage(stage.name).needs:
-            work.move(stage, Trigger.RESET, Pending(), tries=0)
-            revived += [stage.name, *_revive_dependents(work, stage.name)]
-    return revived
-
-
-def _pause(work: _Step, command: Command) -> tuple[bool, str]:
-    if work.run.paused:
-        return False, "the run is paused already"
-    work.run = replace(work.run, paused=True)
-    _hold_all(work, f"paused by the owner ({command.by})")
-    return True, "paused: running stages checkpoint and wait for `resume`"
-
-
-def _resume(work: _Step, command: Command) -> tuple[bool, str]:
-    if not work.run.paused:
-        return False, "the run is not paused"
-    work.run = replace(work.run, paused=False)
-    return True, "the run goes on"
-
-
-def _stop_run(work: _Step, command: Command) -> tuple[bool, str]:
-    if work.run.starts and command.at < work.run.starts[-1].at:
-        return False, "asked before this daemon started; ask again to end it"
-    work.effects.append(Leave())
-    return True, "running stages checkpoint, then the daemon ends; `vigil run` with the same pipeline goes on"
-
-
-_COMMANDS: dict[CommandKind, Callable[[_Step, Command], tuple[bool, str]]] = {
-    CommandKind.SKIP: partial(_named, _skip),
-    CommandKind.RETRY: partial(_named, _retry),
-    CommandKind.PAUSE: _pause,
-    CommandKind.RESUME: _resume,
-    CommandKind.STOP: _stop_run,
-}
-
-
-def _hold_all(work: _Step, reason: str) -> None:
-    for stage in work.run.stages:
-        if isinstance(stage.status, Running) and stage.status.intent is None:
-            _intend_stop(work, stage, stage.status, skip=False, reason=reason, grace_s=work.run.pipeline.stage(stage.name).grace_s)
-
-
-def _intend_stop(work: _Step, stage: StageState, status: Running, *, skip: bool, reason: str, grace_s: float, by: str = "") -> None:
-    """Record why a running attempt shall end; `_watch` signals it from this step on, again each tick."""
-    now = work.now
-    intent = Intent(skip=skip, reason=reason, at=now.at, due_monotonic_s=now.monotonic_s + grace_s, boot=now.boot, by=by)
-    work.put(replace(stage, status=replace(status, intent=intent)))
-
-
 # -- what the daemon sees
 
 
-def _look(work: _Step, sight: Sight) -> None:
+def _look(work: Work, sight: Sight) -> None:
     stage = work.stage(sight.stage)
     status = stage.status
     if not isinstance(status, Running) or sight.attempt != len(stage.attempts):
@@ -365,7 +129,7 @@ def _look(work: _Step, sight: Sight) -> None:
     _settle(work, stage, status, ending, sight)
 
 
-def _watch(work: _Step, stage: StageState, status: Running, sight: Sight) -> None:
+def _watch(work: Work, stage: StageState, status: Running, sight: Sight) -> None:
     intent = status.intent
     if intent is not None:
         overdue = intent.boot != work.now.boot or work.now.monotonic_s >= intent.due_monotonic_s
@@ -383,25 +147,20 @@ def _watch(work: _Step, stage: StageState, status: Running, sight: Sight) -> Non
         work.effects.append(Stop(stage.name, sight.attempt, Ask.KILL))
 
 
-def _settle(work: _Step, stage: StageState, status: Running, ending: Ending, sight: Sight) -> None:
+def _settle(work: Work, stage: StageState, status: Running, ending: Ending, sight: Sight) -> None:
     if ending.outcome is Outcome.SUCCEEDED and sight.receipt is not None:
         receipt = sight.receipt
         work.move(stage, Trigger.SUCCEED, Succeeded(at=receipt.at, summary=receipt.summary, metrics=receipt.metrics))
         work.tell("stage.succeeded", f"{stage.name} succeeded{f': {receipt.summary}' if receipt.summary else ''}", stage=stage.name)
     elif status.intent is not None and status.intent.skip:
-        _set_skipped(work, stage, status.intent.reason, by="owner")
+        work.leave_out(stage, status.intent.reason, by="owner")
     elif ending.outcome is Outcome.STOPPED:
         _back_off(work, stage, ending, 0.0, counts=False)
     else:
         _ENDINGS[ending.outcome](work, stage, ending)
 
 
-def _set_skipped(work: _Step, stage: StageState, reason: str, by: str) -> None:
-    work.move(stage, Trigger.SKIP, Skipped(at=work.now.at, reason=reason, by=by))
-    work.tell("stage.skipped", f"{stage.name} skipped: {reason}", level="info" if by == "owner" else "warning", stage=stage.name)
-
-
-def _back_off(work: _Step, stage: StageState, ending: Ending, delay_s: float, *, counts: bool = True, **changes: Any) -> None:
+def _back_off(work: Work, stage: StageState, ending: Ending, delay_s: float, *, counts: bool = True, **changes: Any) -> None:
     now = work.now
     waiting = BackingOff(
         since=now.at,
@@ -424,7 +183,7 @@ def _back_off(work: _Step, stage: StageState, ending: Ending, delay_s: float, *,
     )
 
 
-def _fail(work: _Step, stage: StageState, ending: Ending, why: str = "") -> None:
+def _fail(work: Work, stage: StageState, ending: Ending, why: str = "") -> None:
     reason = f"{ending.reason}{f' ({why})' if why else ''}"
     work.move(stage, Trigger.FAIL, Failed(at=work.now.at, reason=reason, outcome=ending.outcome))
     optional = work.run.pipeline.stage(stage.name).optional
@@ -437,26 +196,26 @@ def _fail(work: _Step, stage: StageState, ending: Ending, why: str = "") -> None
     )
 
 
-def _after_transient(work: _Step, stage: StageState, ending: Ending) -> None:
+def _after_transient(work: Work, stage: StageState, ending: Ending) -> None:
     _back_off(work, stage, ending, TRANSIENT_DELAYS_S[min(stage.tries, len(TRANSIENT_DELAYS_S) - 1)])
 
 
-def _after_crash(work: _Step, stage: StageState, ending: Ending) -> None:
+def _after_crash(work: Work, stage: StageState, ending: Ending) -> None:
     if stage.tries >= len(CRASH_DELAYS_S):
         _fail(work, stage, ending, f"{stage.tries + 1} times without a new checkpoint")
     else:
         _back_off(work, stage, ending, CRASH_DELAYS_S[stage.tries])
 
 
-def _after_interruption(work: _Step, stage: StageState, ending: Ending) -> None:
+def _after_interruption(work: Work, stage: StageState, ending: Ending) -> None:
     _back_off(work, stage, ending, 0.0, counts=False)
 
 
-def _after_full_disk(work: _Step, stage: StageState, ending: Ending) -> None:
+def _after_full_disk(work: Work, stage: StageState, ending: Ending) -> None:
     _back_off(work, stage, ending, DISK_DELAY_S)
 
 
-def _after_out_of_memory(work: _Step, stage: StageState, ending: Ending) -> None:
+def _after_out_of_memory(work: Work, stage: StageState, ending: Ending) -> None:
     rung = next_rung(stage.batch, work.run.pipeline.stage(stage.name).settings)
     if rung is None:
         _fail(work, stage, ending, "the lowest rung of the memory ladder")
@@ -464,14 +223,14 @@ def _after_out_of_memory(work: _Step, stage: StageState, ending: Ending) -> None
         _back_off(work, stage, ending, CRASH_DELAYS_S[0], counts=False, batch=rung)
 
 
-def _after_divergence(work: _Step, stage: StageState, ending: Ending) -> None:
+def _after_divergence(work: Work, stage: StageState, ending: Ending) -> None:
     if stage.tries >= MAX_DIVERGENCES:
         _fail(work, stage, ending, f"{stage.tries + 1} times, the last at {stage.learning_rate_scale:g} of the learning rate")
     else:
         _back_off(work, stage, ending, CRASH_DELAYS_S[0], learning_rate_scale=stage.learning_rate_scale / 2)
 
 
-_ENDINGS: dict[Outcome, Callable[[_Step, StageState, Ending], None]] = {
+_ENDINGS: dict[Outcome, Callable[[Work, StageState, Ending], None]] = {
     Outcome.TRANSIENT: _after_transient,
     Outcome.CRASHED: _after_crash,
     Outcome.HUNG: _after_crash,
@@ -486,7 +245,7 @@ _ENDINGS: dict[Outcome, Callable[[_Step, StageState, Ending], None]] = {
 # -- what starts next
 
 
-def _leave_out(work: _Step) -> None:
+def _leave_out(work: Work) -> None:
     """Skip every stage that needs one which did not succeed, transitively."""
     changed = True
     while changed:
@@ -497,12 +256,12 @@ def _leave_out(work: _Step) -> None:
             for need in work.run.pipeline.stage(stage.name).needs:
                 other = work.stage(need)
                 if other.settled and other.state is not Status.SUCCEEDED:
-                    _set_skipped(work, stage, f"it needs {need}, which is {other.state}", by="policy")
+                    work.leave_out(stage, f"it needs {need}, which is {other.state}", by="policy")
                     changed = True
                     break
 
 
-def _launch(work: _Step) -> None:
+def _launch(work: Work) -> None:
     """Start, in listed order, every stage whose needs are met and whose resource is free."""
     pipeline = work.run.pipeline
     waiting = {pipeline.stage(s.name).resource: s.name for s in work.run.stages if _keeps_resource(s)}
@@ -521,7 +280,7 @@ def _keeps_resource(stage: StageState) -> bool:
     return isinstance(stage.status, BackingOff) and stage.status.outcome not in (Outcome.TRANSIENT, Outcome.DISK_FULL)
 
 
-def _ready(work: _Step, stage: StageState, config: StageConfig) -> bool:
+def _ready(work: Work, stage: StageState, config: StageConfig) -> bool:
     status = stage.status
     if isinstance(status, BackingOff):
         return status.boot != work.now.boot or work.now.monotonic_s >= status.due_monotonic_s
@@ -532,7 +291,7 @@ def _ready(work: _Step, stage: StageState, config: StageConfig) -> bool:
     )
 
 
-def _start(work: _Step, stage: StageState, config: StageConfig) -> None:
+def _start(work: Work, stage: StageState, config: StageConfig) -> None:
     number = len(stage.attempts) + 1
     work.move(
         stage,
@@ -556,7 +315,7 @@ def _start(work: _Step, stage: StageState, config: StageConfig) -> None:
     work.tell("stage.started", f"{stage.name} started (attempt {number})", stage=stage.name)
 
 
-def _finish(work: _Step) -> None:
+def _finish(work: Work) -> None:
     run = work.run
     if not run.finished or run.finished_at is not None:
         return

@@ -17,10 +17,10 @@ import structlog
 from msgspec.structs import replace
 
 from daemon import clock, locks, policy, report
+from daemon.effects import Effect, Heard, Launch, Leave, Reply, Seen, Stop, Tell
 from daemon.ending import Sight
 from daemon.inbox import Inbox
 from daemon.launcher import Launcher, environment
-from daemon.policy import Effect, Heard, Launch, Leave, Reply, Seen, Stop, Tell
 from state.contract import ExitCode
 from state.pipeline import Pipeline
 from state.snapshot import Fact, Running, RunState, StageState

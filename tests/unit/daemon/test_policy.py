@@ -9,8 +9,9 @@ from msgspec.structs import replace
 
 from daemon import policy
 from daemon.clock import Now
+from daemon.effects import Ask, Heard, Launch, Leave, Reply, Seen, Stop, Tell
 from daemon.ending import Sight
-from daemon.policy import Ask, Heard, Launch, Leave, Reply, Seen, Stop, Tell, begin
+from daemon.policy import begin
 from state.contract import Command, CommandKind, ExitRecord, MemoryFit, Note, Outcome, Result
 from state.machine import Status
 from state.pipeline import Pipeline, Resource, StageConfig
