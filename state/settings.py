@@ -44,8 +44,10 @@ class Corpus(Settings, frozen=True, kw_only=True):
 
     source: Annotated[str, Meta(min_length=1)]
     """A folder in the layout of scrollmapper/bible_databases; `sample` is the small one that ships with Vigil."""
-    english: tuple[str, ...] = ("KJV", "ASV", "BBE", "YLT", "NHEB")
-    spanish: tuple[str, ...] = ("SpaRV", "SpaRV1865")
+    english: tuple[str, ...] | None = None
+    """Names of texts; None: KJV, ASV, BBE, YLT and NHEB, or the sample's own."""
+    spanish: tuple[str, ...] | None = None
+    """None: SpaRV (1909) and SpaRV1865, or the sample's own."""
     min_verses: Positive = 20_000
     """A text with fewer verses is refused."""
     test_share: Share = 0.1
@@ -86,6 +88,11 @@ class Transcribe(Settings, frozen=True, kw_only=True):
     min_avg_logprob: float = -1.0
     max_no_speech_prob: Share = 0.6
     max_compression_ratio: float = 2.4
+    max_repeats: Positive = 5
+    """The same words may stand in a row this often; more is a decoder's loop."""
+    max_chars_per_s: Annotated[float, Meta(gt=0)] = 30.0
+    """Nobody speaks faster: more text than that is made up."""
+    word_timestamps: bool = False
     keep_doubtful: bool = False
     """Train on doubtful segments too (the demo's tiny model doubts everything)."""
 
@@ -186,7 +193,7 @@ class TrainGemma(LoRA, frozen=True, kw_only=True):
     max_tokens: Positive = 256
     load_in_4bit: bool = True
     gate_examples: Annotated[int, Meta(ge=0)] = 128
-    """Of the dev examples, translated at each evaluation: the adapter with the best chrF++ is kept. 0: the one with the least dev loss."""
+    """Of the dev examples, translated at each evaluation: the adapter with the best chrF++ is kept. 0: that with the least dev loss."""
 
 
 MODULES: dict[str, type[Settings]] = {

@@ -1,0 +1,337 @@
+"""Pseudo-labels: which are trusted, and that every chunk gets exactly one, whatever happens in between."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages import cuda_libraries, tiny, transcribe, verdicts
+from stages.runtime import StageContext
+from stages.speech_rows import read_rows
+from stages.verdicts import DOUBTFUL, KEPT, REJECTED, Heard, judge, longest_run
+from state.contract import BatchPlan, MisconfiguredError, Spec, StopRequested
+from state.durable import tree_digest
+from state.settings import Transcribe
+from state.workspace import Workspace
+
+CLIPS = Path(__file__).parents[3] / "pipelines" / "demo_audio"
+LENIENT: dict[str, Any] = {  # an untrained model says nothing that ordinary rules would keep
+    "beam_size": 1,
+    "batch_size": 2,
+    "min_avg_logprob": -50.0,
+    "max_compression_ratio": 1000.0,
+    "max_repeats": 1000,
+    "max_chars_per_s": 10_000.0,
+}
+
+
+def heard(text: str = "We do not earn mercy, we receive it with open hands.", **facts: float) -> Heard:
+    values = {"seconds": 4.0, "avg_logprob": -0.2, "no_speech_prob": 0.01, "compression_ratio": 1.1, **facts}
+    return Heard(text=text, **values)
+
+
+@pytest.mark.parametrize(
+    ("one", "verdict", "reason"),
+    [
+        (heard(), KEPT, ""),
+        (heard(""), REJECTED, "no text"),
+        (heard(" ... ! "), REJECTED, "no text"),
+        (heard("Thanks for watching!"), REJECTED, "phantom phrase"),
+        (heard("Please SUBSCRIBE to my channel, friends."), REJECTED, "phantom phrase"),
+        (heard("Subtitles by the Amara.org community"), REJECTED, "phantom phrase"),
+        (heard("amen " * 6), REJECTED, "repetition"),
+        (heard("praise the lord, " * 7, seconds=12.0), REJECTED, "repetition"),
+        (heard("holy, holy, holy", seconds=3.0), KEPT, ""),
+        (heard(compression_ratio=2.5), REJECTED, "repetition"),
+        (heard("word " * 4 + "other things said here", seconds=0.5), REJECTED, "too much text"),
+        (heard(no_speech_prob=0.9, avg_logprob=-1.2), REJECTED, "no speech"),
+        (heard(no_speech_prob=0.9), DOUBTFUL, "speech uncertain"),
+        (heard(avg_logprob=-1.2), DOUBTFUL, "low confidence"),
+        (heard("Thank you.", seconds=8.0), DOUBTFUL, "phantom phrase"),
+        (heard("Thank you.", seconds=1.0), KEPT, ""),
+        (heard("Yes, of course.", seconds=20.0), DOUBTFUL, "little text"),
+    ],
+)
+def test_verdicts(one: Heard, verdict: str, reason: str) -> None:
+    """Loops, phantom phrases and text without speech are rejected; what may be right is doubtful; plain speech is kept."""
+    assert judge(one, Transcribe()) == (verdict, reason)
+
+
+@pytest.mark.parametrize(
+    ("text", "run"),
+    [
+        ("", 0),
+        ("one", 1),
+        ("a b c d", 1),
+        ("no no no", 3),
+        ("Amen. Amen, amen!", 3),
+        ("praise the lord praise the lord praise the lord", 3),
+        ("x praise the lord praise the lord y", 2),
+        ("a b a b a", 2),
+    ],
+)
+def test_longest_run(text: str, run: int) -> None:
+    """Groups of one to eight words, counted where they stand next to each other."""
+    assert longest_run(text) == run
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=1, max_size=4), st.integers(1, 9))
+def test_a_loop_is_always_counted(words: list[str], times: int) -> None:
+    """A group said `times` times in a row is never counted as less."""
+    assert longest_run(" ".join(words * times)) >= times
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real Whisper of CTranslate2, tiny and untrained."""
+    folder = tmp_path_factory.mktemp("models")
+    texts = [recording["text"] for recording in json.loads((CLIPS / "clips.json").read_text())["recordings"]]
+    tiny.make_whisper(folder / "hf", texts)
+    tiny.convert_whisper(folder / "hf", folder / "ct2")
+    return folder / "ct2"
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    """Two recordings of two and three chunks, as the audio passes leave them (the clips themselves stand for chunks)."""
+    made = Workspace.at(tmp_path / "run")
+    lines = []
+    for source, names in {"001_a": ("train", "rain"), "002_b": ("shop", "rain", "train")}.items():
+        (made.cleaned_audio / source).mkdir(parents=True)
+        for index, name in enumerate(names):
+            file = f"{source}/chunk_{index:04d}.flac"
+            shutil.copy(CLIPS / "replay" / f"{name}.flac", made.cleaned_audio / file)
+            lines.append(
+                {"file_name": file, "source": source, "start_s": index * 10.0, "end_s": index * 10.0 + 3.0, "snr_db": 40.0}
+            )
+    (made.cleaned_audio / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return made
+
+
+def context(workspace: Workspace, model: Path, number: int = 1, batch: BatchPlan | None = None, **settings: Any) -> StageContext:
+    attempt = workspace.attempt("transcribe", number)
+    attempt.root.mkdir(parents=True)
+    spec = Spec(
+        run_id="r",
+        stage="transcribe",
+        module="stages.transcribe",
+        attempt=number,
+        workspace=str(workspace.root),
+        settings={**LENIENT, "model": str(model), **settings},
+        batch=batch or BatchPlan(),
+    )
+    return StageContext(spec, attempt)
+
+
+def rows(workspace: Workspace) -> list[verdicts.Label]:
+    lines = (workspace.transcripts / "metadata.jsonl").read_bytes().splitlines()
+    return [msgspec.json.decode(line, type=verdicts.Label) for line in lines]
+
+
+def events(ctx: StageContext, kind: str) -> Iterator[dict[str, Any]]:
+    for line in ctx.attempt.events.read_bytes().splitlines():
+        event = msgspec.json.decode(line)
+        if event["type"] == kind:
+            yield event
+
+
+def test_every_chunk_gets_one_label(workspace: Workspace, model: Path) -> None:
+    """In order, with text and the decoder's numbers; the training's reader takes them; the shares add up."""
+    ctx = context(workspace, model)
+    delivery = transcribe.main(ctx)
+    labels = rows(workspace)
+    chunks = [json.loads(line)["file_name"] for line in (workspace.cleaned_audio / "metadata.jsonl").read_text().splitlines()]
+    assert [label.file_name for label in labels] == chunks
+    assert all(label.text and label.avg_logprob < 0 and label.compression_ratio > 0 for label in labels)
+    assert delivery.metrics["segments"] == 5
+    assert sum(delivery.metrics[f"{verdict}_share"] for verdict in (KEPT, DOUBTFUL, REJECTED)) == pytest.approx(1)
+    read = read_rows(workspace.transcripts / "metadata.jsonl", [workspace.cleaned_audio])
+    assert [(row.id, row.source) for row in read] == [(label.file_name, label.source) for label in labels]
+    assert not list(ctx.scratch().iterdir())
+
+
+def test_the_same_sound_gets_the_same_text_at_any_place_of_a_batch(workspace: Workspace, model: Path) -> None:
+    """Chunks of a batch do not leak into each other: the clips that stand twice are heard alike in other company."""
+    transcribe.main(context(workspace, model, batch_size=8))
+    texts: dict[int, set[str]] = {}
+    for label in rows(workspace):
+        size_bytes = (workspace.cleaned_audio / label.file_name).stat().st_size
+        texts.setdefault(size_bytes, set()).add(label.text)
+    assert len(texts) == 3
+    assert all(len(heard_as) == 1 for heard_as in texts.values())
+
+
+def test_word_timestamps_lie_inside_their_chunk(workspace: Workspace, model: Path) -> None:
+    """Times count from the chunk's own start, also for the later chunks of a batch."""
+    transcribe.main(context(workspace, model, word_timestamps=True, batch_size=3))
+    for label in rows(workspace):
+        assert label.words
+        assert all(0 <= start_s <= end_s <= 4.0 for _word, start_s, end_s, _probability in label.words)
+
+
+def test_finished_transcripts_are_kept(workspace: Workspace, model: Path) -> None:
+    """A second attempt loads no model; a changed chunk or setting has its recording labelled again."""
+    transcribe.main(context(workspace, model))
+    second = context(workspace, model, 2)
+    before = (workspace.transcripts / "001_a.jsonl").stat().st_mtime_ns
+    transcribe.main(second)
+    assert not [event for event in events(second, "progress") if event["message"].startswith("loading")]
+    shutil.copy(CLIPS / "replay" / "shop.flac", workspace.cleaned_audio / "002_b" / "chunk_0002.flac")
+    third = context(workspace, model, 3)
+    transcribe.main(third)
+    assert [event for event in events(third, "progress") if event["message"].startswith("loading")]
+    assert (workspace.transcripts / "001_a.jsonl").stat().st_mtime_ns == before
+
+
+def test_a_stopped_recording_goes_on_at_its_batch(workspace: Workspace, model: Path, tmp_path: Path) -> None:
+    """Stopped after each batch, torn lines added: the result is that of an undisturbed run, and no batch is done twice."""
+
+    class Stopping(StageContext):
+        def progress(self, done: float, *args: Any, **kwargs: Any) -> None:
+            super().progress(done, *args, **kwargs)
+            if kwargs.get("message", "").startswith("00"):  # a batch is done
+                self.request_stop()
+
+    shutil.copytree(workspace.root, tmp_path / "whole")
+    whole = Workspace.at(tmp_path / "whole")
+    transcribe.main(context(whole, model))
+    number = 0
+    done: list[int] = []
+    while number < 9:
+        number += 1
+        made = context(workspace, model, number)
+        ctx = Stopping(made.spec, made.attempt)
+        try:
+            transcribe.main(ctx)
+            break
+        except StopRequested:
+            files = [*ctx.scratch().iterdir(), *workspace.transcripts.glob("*")]
+            done.append(sum(len(path.read_bytes().splitlines()) - 1 for path in files))
+            for path in ctx.scratch().iterdir():
+                path.write_bytes(path.read_bytes() + b'{"file_name":"torn')
+    assert done == [2, 4]
+    assert tree_digest(whole.transcripts) == tree_digest(workspace.transcripts)
+
+
+def test_lines_of_an_incomplete_batch_are_done_again(tmp_path: Path) -> None:
+    """What a crash left is cut back to whole batches of the same input; the file then holds exactly these."""
+    label = verdicts.Label(
+        file_name="a",
+        text="t",
+        source="s",
+        start_s=0.0,
+        end_s=1.0,
+        verdict=KEPT,
+        avg_logprob=-1.0,
+        no_speech_prob=0.0,
+        compression_ratio=1.0,
+    )
+    path = tmp_path / "a.jsonl"
+    line = msgspec.json.encode(label) + b"\n"
+    path.write_bytes(b'{"mark":"m"}\n' + line * 5 + b'{"torn')
+    assert len(transcribe._begun(path, "m", 2)) == 4
+    assert path.read_bytes() == b'{"mark":"m"}\n' + line * 4
+    assert transcribe._begun(path, "other", 2) == []
+    assert path.read_bytes() == b'{"mark":"other"}\n'
+
+
+def test_memory_running_out_halves_the_batch(workspace: Workspace, model: Path) -> None:
+    """CTranslate2's own message is understood: the same chunks are done again in halves, and it is told."""
+    ctx = context(workspace, model, batch_size=4)
+    labeller = transcribe.Labeller(ctx, ctx.settings(Transcribe), None, "cuda", 4)  # type: ignore[arg-type]  # not called here
+    transcribe._shrink(labeller, RuntimeError("CUDA failed with error out of memory"))
+    assert labeller.batch == 2
+    assert [event["micro_batch"] for event in events(ctx, "memory_fit")] == [2]
+    with pytest.raises(RuntimeError, match="something else"):
+        transcribe._shrink(labeller, RuntimeError("something else"))
+    labeller.batch = 1
+    with pytest.raises(RuntimeError, match="out of memory"):
+        transcribe._shrink(labeller, RuntimeError("CUDA failed with error out of memory"))
+
+
+def test_ordinary_rules_reject_an_untrained_model(workspace: Workspace, model: Path) -> None:
+    """When nothing can be trained on the stage says so, with the counts by reason, instead of handing on noise."""
+    strict = {"max_compression_ratio": 2.4, "max_repeats": 5, "min_avg_logprob": -1.0}
+    with pytest.raises(MisconfiguredError, match=r"none of 5 segments can be trained on \(5 rejected: repetition\)"):
+        transcribe.main(context(workspace, model, **strict))
+    assert not (workspace.transcripts / "metadata.jsonl").exists()
+
+
+def test_keep_doubtful_is_told_and_does_not_change_the_shares(workspace: Workspace, model: Path) -> None:
+    """Doubtful ones count as kept for the training only: their reason, the note and the metrics still say what they are."""
+    ctx = context(workspace, model, min_avg_logprob=-1.0, keep_doubtful=True)
+    delivery = transcribe.main(ctx)
+    assert (delivery.metrics["kept_share"], delivery.metrics["doubtful_share"]) == (0.0, 1.0)
+    assert {(label.verdict, label.reason) for label in rows(workspace)} == {
+        (KEPT, "doubtful (low confidence), kept by keep_doubtful")
+    }
+    assert any("5 doubtful segments are kept" in event["text"] for event in events(ctx, "note"))
+
+
+def test_the_memory_ladders_batch_is_used(workspace: Workspace, model: Path) -> None:
+    """After an out-of-memory attempt the daemon's batch plan overrules the setting."""
+    ctx = context(workspace, model, batch=BatchPlan(eval_batch=1), batch_size=8)
+    transcribe.main(ctx)
+    assert [event["done"] for event in events(ctx, "progress") if event["message"].startswith("00")][-1] == 5
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda cleaned: (cleaned / "metadata.jsonl").unlink(), r"metadata.jsonl cannot be used"),
+        (lambda cleaned: (cleaned / "metadata.jsonl").write_text(""), "lists no chunk"),
+        (lambda cleaned: (cleaned / "metadata.jsonl").write_text("{}\n"), "cannot be used .*file_name"),
+        (lambda cleaned: (cleaned / "metadata.jsonl").write_bytes(b"\xff\n"), "cannot be used"),
+        (
+            lambda cleaned: (cleaned / "001_a" / "chunk_0000.flac").unlink(),
+            "1 chunks that are not there, 001_a/chunk_0000.flac first",
+        ),
+        (lambda cleaned: (cleaned / "001_a" / "chunk_0000.flac").write_bytes(b"no sound"), "chunk_0000.flac cannot be read"),
+        (
+            lambda cleaned: (cleaned / "metadata.jsonl").write_text(
+                '{"file_name": "../../x.flac", "source": "x", "start_s": 0, "end_s": 1}\n'
+            ),
+            "leads outside",
+        ),
+    ],
+    ids=["missing", "empty", "wrong schema", "not UTF-8", "chunk gone", "chunk no sound", "path outside"],
+)
+def test_bad_input(workspace: Workspace, model: Path, spoil: Any, words: str) -> None:
+    """Each with one sentence that names the file and the stage to run again."""
+    spoil(workspace.cleaned_audio)
+    with pytest.raises(MisconfiguredError, match=words):
+        transcribe.main(context(workspace, model))
+
+
+@pytest.mark.parametrize("missing", ["model.bin", "config.json", None])
+def test_a_model_folder_without_its_files(workspace: Workspace, model: Path, tmp_path: Path, missing: str | None) -> None:
+    """Named before anything is loaded: the folder that is not there, or the file that it lacks."""
+    folder = tmp_path / "spoilt"
+    if missing is not None:
+        shutil.copytree(model, folder)
+        (folder / missing).unlink()
+    with pytest.raises(MisconfiguredError, match=missing or "spoilt"):
+        transcribe.main(context(workspace, folder))
+
+
+def test_cuda_libraries_are_looked_for_in_order(tmp_path: Path) -> None:
+    """Nothing there: nothing loaded. A file that is no library is passed over, a real one is loaded by its path."""
+    assert cuda_libraries.preload([str(tmp_path)]) == []
+    folder = tmp_path / "nvidia" / "cublas" / "lib"
+    folder.mkdir(parents=True)
+    (folder / "libcublas.so.12").write_bytes(b"not a library")
+    assert cuda_libraries.preload(["", str(tmp_path)]) == []
+    import _ctypes
+
+    library = Path(_ctypes.__file__)  # any shared object of this Python will do
+    shutil.copy(library, folder / "libcublasLt.so.12")
+    assert cuda_libraries.preload([str(tmp_path)]) == [str(folder / "libcublasLt.so.12")]
+    assert not cuda_libraries.loads("libdoes-not-exist.so.9")
