@@ -115,13 +115,15 @@ class Checkpoints:
             manifest = Manifest(step=step, healthy=healthy, info=info or {}, files=files)
             write_atomically(temporary / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1))
             target = self.folder / folder_name(step)
-            if target.exists():  # the same step again: a resume that replays up to it
-                self._set_aside(target)
+            # the same step again: a resume that replays up to it, or a score that came after the save
+            replaced = self._set_aside(target, "replaced") if target.exists() else None
             os.replace(temporary, target)
             sync_folder(self.folder)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+        if replaced is not None:
+            shutil.rmtree(replaced, ignore_errors=True)
         return Checkpoint(target, manifest)
 
     def newest_valid(self, *, healthy_only: bool = False) -> Checkpoint | None:
@@ -143,30 +145,29 @@ class Checkpoints:
     def retire(self) -> list[Path]:
         """Remove what is older than the newest `keep` verified checkpoints, and return what was removed.
 
-        Nothing is removed unless that many verify now.
+        Nothing is removed unless that many verify now. The newest healthy one stays, however old: a divergence goes back to it.
         """
-        good: list[Path] = []
+        good: list[Checkpoint] = []
         removed: list[Path] = []
         for folder in list(self._newest_first()):
-            if len(good) >= self.keep:
-                manifest = folder / MANIFEST
-                manifest.unlink(missing_ok=True)  # first: a kill half-way leaves no half checkpoint that looks whole
-                shutil.rmtree(folder)
-                removed.append(folder)
+            enough = len(good) >= self.keep
+            if enough and any(checkpoint.manifest.healthy for checkpoint in good):
+                removed.append(_remove(folder))
                 continue
             try:
-                good.append(verify(folder).path)
+                checkpoint = verify(folder)
             except DamagedCheckpointError:
                 self._set_aside(folder)
+                continue
+            if enough and not checkpoint.manifest.healthy:
+                removed.append(_remove(folder))
+            else:
+                good.append(checkpoint)
         return removed
 
     def drop_after(self, step: int) -> list[Path]:
         """Remove every checkpoint of a later step and return what was removed: a divergence made them worthless."""
-        later = [folder for folder in self._newest_first() if int(folder.name.removeprefix("step-")) > step]
-        for folder in later:
-            (folder / MANIFEST).unlink(missing_ok=True)  # first, as in `retire`
-            shutil.rmtree(folder)
-        return later
+        return [_remove(folder) for folder in list(self._newest_first()) if int(folder.name.removeprefix("step-")) > step]
 
     def _newest_first(self) -> Iterator[Path]:
         if not self.folder.is_dir():
@@ -174,9 +175,16 @@ class Checkpoints:
         named = [p for p in self.folder.iterdir() if p.is_dir() and p.name.startswith("step-") and p.name[5:].isdigit()]
         return iter(sorted(named, key=lambda p: int(p.name[5:]), reverse=True))
 
-    def _set_aside(self, folder: Path) -> None:
+    def _set_aside(self, folder: Path, why: str = "damaged") -> Path:
         number = 0
-        while (aside := self.folder / f"damaged-{folder.name}-{number}").exists():
+        while (aside := self.folder / f"{why}-{folder.name}-{number}").exists():
             number += 1
         os.replace(folder, aside)
         sync_folder(self.folder)
+        return aside
+
+
+def _remove(folder: Path) -> Path:
+    (folder / MANIFEST).unlink(missing_ok=True)  # first: a kill half-way leaves no half checkpoint that looks whole
+    shutil.rmtree(folder)
+    return folder

@@ -1,7 +1,7 @@
 """A small real training on invented data, a second on one core: for the tests of `stages.training`, and as a stage of its own.
 
-`python -m tests.process.tiny_training ATTEMPT[:SECONDS] ...` runs one attempt after another, each in a fork of a process that
-has imported everything; one with SECONDS is killed (SIGKILL) so long after its start.
+`python -m tests.process.tiny_training ATTEMPT` is the stage. With several attempts, `ATTEMPT[:SECONDS] ...`, it runs one
+after another, each in a fork of a process that has imported everything; one with SECONDS is killed so long after its start.
 """
 
 from __future__ import annotations
@@ -130,4 +130,4 @@ def attempts(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    attempts(sys.argv[1:])
+    attempts(sys.argv[1:]) if len(sys.argv) > 2 else run(main)

@@ -101,3 +101,33 @@ def test_an_unhealthy_checkpoint_is_passed_over_when_asked(tmp_path):
     checkpoints.publish(2, fill("b"), healthy=False)
     assert checkpoints.newest_valid().step == 2
     assert checkpoints.newest_valid(healthy_only=True).step == 1
+
+
+def test_retiring_keeps_the_newest_healthy_one(tmp_path):
+    """However many unhealthy ones are newer, there is one to go back to after a divergence; when one is healthy again, it goes."""
+    checkpoints = Checkpoints(tmp_path)
+    for step, healthy in ((1, True), (2, True), (3, False), (4, False), (5, False)):
+        checkpoints.publish(step, fill(str(step)), healthy=healthy)
+        checkpoints.retire()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002", "step-00000004", "step-00000005"]
+    checkpoints.publish(6, fill("6"))
+    checkpoints.retire()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000005", "step-00000006"]
+
+
+def test_dropping_what_a_divergence_made_worthless(tmp_path):
+    """Only later steps go."""
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2, 3):
+        checkpoints.publish(step, fill(str(step)))
+    assert [p.name for p in checkpoints.drop_after(1)] == ["step-00000003", "step-00000002"]
+    assert checkpoints.newest_valid().step == 1
+
+
+def test_a_checkpoint_published_again_takes_the_place_of_the_old(tmp_path):
+    """The same step twice leaves the newer one, and nothing beside it."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.publish(1, fill("old"))
+    checkpoints.publish(1, fill("new"))
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+    assert verify(tmp_path / "step-00000001").manifest.files

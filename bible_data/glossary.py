@@ -1,0 +1,145 @@
+"""The project's own glossary of English-Spanish theological terms, and where its terms occur.
+
+Terms match whole words ("Eve" is not in "evening") whatever their case and, in Spanish, their accents, since older
+editions write them otherwise; ñ stays a letter of its own. A term is a constraint for a sentence pair only where the
+Spanish side really has one of its equivalents: whoever asks for "alianza" where the reference says "pacto" teaches a lie.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+
+from bible_data.errors import CorpusError
+
+_WORD = re.compile(r"[^\W\d_]+")
+
+
+@dataclass(frozen=True)
+class Term:
+    """One entry. The first form is the one that is taught; the others (plurals, spellings) are for finding it."""
+
+    category: str
+    english: tuple[str, ...]
+    spanish: tuple[tuple[str, ...], ...]
+    """Equivalents, the usual one first, each with its forms; several where the Bible itself has several."""
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A term that a sentence pair bears out."""
+
+    english: str
+    spanish: str
+    """The equivalent that the Spanish sentence has, in the form that is taught."""
+
+
+def load(text: str | None = None) -> tuple[Term, ...]:
+    """The glossary that ships, or the one in `text`.
+
+    Raises:
+        CorpusError: not a list of entries {category, en: [forms], es: [[forms], ...]}.
+    """
+    if text is None:
+        text = (files("bible_data") / "data" / "glossary.json").read_text(encoding="utf-8")
+    try:
+        return tuple(
+            Term(entry["category"], tuple(entry["en"]), tuple(tuple(forms) for forms in entry["es"])) for entry in json.loads(text)
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        raise CorpusError(f"glossary.json: not a list of entries with category, en and es ({error}); restore the file") from error
+
+
+def words(text: str, *, accents: bool = False) -> list[str]:
+    """The words of a sentence in lower case; accents go (but ñ stays) unless asked for."""
+    found = _WORD.findall(text.lower())
+    if accents or text.isascii():
+        return found
+    return [_without_accents(word) for word in found]
+
+
+def _without_accents(word: str) -> str:
+    if word.isascii():
+        return word
+    kept = unicodedata.normalize("NFD", word).replace("n\u0303", "ñ")
+    return "".join(sign for sign in kept if not unicodedata.combining(sign))
+
+
+class Finder:
+    """Finds phrases in a sentence by whole words; built once, asked often."""
+
+    def __init__(self, phrases: Iterable[tuple[str, int]]) -> None:
+        """`phrases`: (phrase, the number to report for it)."""
+        self._by_first: dict[str, list[tuple[tuple[str, ...], int]]] = {}
+        for phrase, number in phrases:
+            parts = tuple(words(phrase))
+            self._by_first.setdefault(parts[0], []).append((parts, number))
+
+    def find(self, sentence: Sequence[str]) -> set[int]:
+        """The numbers of the phrases that a sentence, given as `words`, contains."""
+        found = set()
+        for place, word in enumerate(sentence):
+            for parts, number in self._by_first.get(word, ()):
+                if len(parts) == 1 or tuple(sentence[place : place + len(parts)]) == parts:
+                    found.add(number)
+        return found
+
+
+class Glossary:
+    """The terms with their finders."""
+
+    def __init__(self, terms: Sequence[Term]) -> None:
+        self.terms = tuple(terms)
+        self.pairs = tuple((number, forms) for number, term in enumerate(self.terms) for forms in term.spanish)
+        self._english = Finder((form, number) for number, term in enumerate(self.terms) for form in term.english)
+        self._spanish = Finder((form, place) for place, (_, forms) in enumerate(self.pairs) for form in forms)
+        self._places: dict[int, list[int]] = {}
+        for place, (number, _) in enumerate(self.pairs):
+            self._places.setdefault(number, []).append(place)
+
+    def english(self, sentence: str) -> set[int]:
+        """Numbers of the terms that an English sentence contains."""
+        return self._english.find(words(sentence))
+
+    def spanish(self, sentence: str) -> set[int]:
+        """Places in `pairs` of the equivalents that a Spanish sentence contains."""
+        return self._spanish.find(words(sentence))
+
+    def constraints(self, english: str, spanish: str) -> list[Constraint]:
+        """The terms of the English sentence of which the Spanish one has an equivalent, in the glossary's order."""
+        there = self.spanish(spanish)
+        return [
+            Constraint(self.terms[number].english[0], self.pairs[place][1][0])
+            for number in sorted(self.english(english))
+            for place in self._places[number]
+            if place in there
+        ]
+
+    def together(self, verses: Iterable[tuple[set[int], set[int]]]) -> Counter[int]:
+        """Place in `pairs` -> verses that have both the term and the equivalent, from (`english`, `spanish`) of each verse."""
+        counts: Counter[int] = Counter()
+        for terms, places in verses:
+            counts.update(place for place in places if self.pairs[place][0] in terms)
+        return counts
+
+    def rows(self, together: Mapping[int, int]) -> list[dict[str, object]]:
+        """One line of glossary_pairs.jsonl for each equivalent; `rank` 1 is the usual one."""
+        rows: list[dict[str, object]] = []
+        for number, term in enumerate(self.terms):
+            for rank, place in enumerate(self._places[number], start=1):
+                rows.append(
+                    {
+                        "en": term.english[0],
+                        "es": self.pairs[place][1][0],
+                        "category": term.category,
+                        "rank": rank,
+                        "equivalents": len(self._places[number]),
+                        "train_verses": together.get(place, 0),
+                    }
+                )
+        return rows

@@ -1,0 +1,137 @@
+"""The files of a training: weights, optimizer state and position, written into a checkpoint and read back from it.
+
+Weights are safetensors; the optimizer's state is read with `weights_only=True`, so that nothing is unpickled. Random
+number states are not kept: each step seeds its own (see `training_rules.step_seed`), and the schedule follows from the step.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from safetensors.torch import load_file, save_file
+
+from stages.ledger import Mark
+from stages.training_rules import Sanity
+from state.contract import MisconfiguredError
+from state.durable import file_digest, publish_folder
+
+WEIGHTS = "weights.safetensors"
+OPTIMIZER = "optimizer.pt"
+
+
+class Scored(msgspec.Struct, frozen=True):
+    """A score of the dev set (lower is better) after `step` steps."""
+
+    step: int
+    score: float
+
+
+class Best(msgspec.Struct, frozen=True):
+    """The best weights so far, in `BestWeights`' folder."""
+
+    step: int
+    score: float
+    sha256: str
+
+
+class Position(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a training stands: the loop's own variables, kept in the checkpoint's manifest as readable JSON."""
+
+    step: int = 0
+    examples_seen: int = 0
+    tokens_seen: int = 0
+    seconds: float = 0.0
+    """Of training, over all attempts."""
+    scores: tuple[Scored, ...] = ()
+    best: Best | None = None
+    sanity: Sanity = Sanity()
+    ledger: Mark = Mark()
+    ended_early: bool = False
+    micro_batch: int | None = None
+    """One that has proven to fit on `device`."""
+    device: str = ""
+    course: str = ""
+    """Learning-rate scale and skipped examples under which this checkpoint was made."""
+    fingerprint: dict[str, str] = {}
+
+
+def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The parameters that are trained, by name; tied ones once."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def save_weights(model: torch.nn.Module, path: Path) -> None:
+    """Write the trainable parameters."""
+    save_file({name: parameter.detach().contiguous() for name, parameter in trainable(model).items()}, path)
+
+
+def load_weights(model: torch.nn.Module, path: Path) -> None:
+    """Copy the weights in `path` into the model's trainable parameters.
+
+    Raises:
+        MisconfiguredError: other names or shapes than the model's: it is another model, or another adapter.
+    """
+    saved, own = load_file(path), trainable(model)
+    differing = sorted(
+        name for name in saved.keys() | own.keys() if name not in saved or name not in own or saved[name].shape != own[name].shape
+    )
+    if differing:
+        raise MisconfiguredError(f"{path} does not fit the model: {len(differing)} tensors differ, the first is {differing[0]}")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(saved[name])
+
+
+def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
+    """Write the optimizer's state: numbers, tensors, lists and dictionaries only."""
+    torch.save(optimizer.state_dict(), path)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
+    """Read back what `save_optimizer` wrote."""
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    optimizer.load_state_dict(state)
+
+
+class BestWeights:
+    """The weights with the best dev score, a folder each, durable across attempts.
+
+    Checkpoints name the one they belong to; one that neither a checkpoint nor the loop names is removed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def keep(self, model: torch.nn.Module, scored: Scored) -> Best:
+        """Write the model's weights as those of `scored`, whole or not at all."""
+        temporary = self.folder / f".step-{scored.step:08d}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save_weights(model, temporary / WEIGHTS)
+        sha256 = file_digest(temporary / WEIGHTS)
+        publish_folder(temporary, self._path(scored.step))
+        return Best(scored.step, scored.score, sha256)
+
+    def whole(self, best: Best) -> bool:
+        """Whether the file is there, unchanged."""
+        path = self._path(best.step) / WEIGHTS
+        return path.is_file() and file_digest(path) == best.sha256
+
+    def restore(self, model: torch.nn.Module, best: Best) -> None:
+        """Copy them into the model."""
+        load_weights(model, self._path(best.step) / WEIGHTS)
+
+    def forget_all_but(self, steps: Iterable[int]) -> None:
+        """Remove the weights of every other step."""
+        kept = {self._path(step).name for step in steps}
+        for path in self.folder.glob("*step-*"):
+            if path.name not in kept:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"

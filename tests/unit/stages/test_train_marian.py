@@ -1,0 +1,264 @@
+"""The Marian stage on a tiny model of the real architecture, made here from invented sentences."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from transformers import MarianMTModel, MarianTokenizer
+
+from stages import train_marian
+from stages.marian_tokens import TokenTable, encode, slow_ids, tokenize
+from stages.runtime import Delivery, StageContext
+from stages.tiny import make_marian
+from stages.verse_pairs import TrainingPair
+from state.contract import Event, MisconfiguredError, Note, Spec, StopRequested
+from state.settings import TrainMarian
+from state.workspace import Workspace
+
+SETTINGS = {
+    "model": "models/marian",
+    "epochs": 20,
+    "effective_batch": 16,
+    "learning_rate": 1e-2,
+    "dev_examples": 8,
+    "evaluations": 2,
+    "checkpoint_every_steps": 50,
+}
+WHO = {"shepherd": "pastor", "king": "rey", "farmer": "campesino", "widow": "viuda", "sailor": "marinero"}
+DOES = {"sees": "ve", "finds": "halla", "sells": "vende", "carries": "lleva"}
+WHAT = {"a lamp": "una lámpara", "the bread": "el pan", "a stone": "una piedra", "the gate": "la puerta", "salt": "sal"}
+PAIRS = [
+    (f"The {who} {does} {what}.", f"El {WHO[who]} {DOES[does]} {WHAT[what]}.")
+    for who, does, what in itertools.product(WHO, DOES, WHAT)
+]
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "marian"
+    folder.mkdir()
+    make_marian(folder, PAIRS, pieces=120, d_model=32, layers=1)
+    return folder
+
+
+def workspace(root: Path, model: Path, repeats: int = 1) -> Workspace:
+    """A run's folder with the tiny model, 100 verse pairs in two editions, and a glossary of two terms."""
+    made = Workspace.at(root)
+    shutil.copytree(model, made.models / "marian")
+    lines = [
+        {"en": en, "es": es, "book": "Ezra", "chapter": 1 + number // 10, "verse": 1 + number % 10, "genre": "History"}
+        | {"en_source": "A", "es_source": edition}
+        for edition in ("X", "Y")
+        for number, (en, es) in enumerate(PAIRS)
+    ]
+    for path, rows in (
+        (made.train_pairs, lines),
+        (made.glossary_pairs, [{"en": "grace", "es": "gracia"}, {"en": "faith", "es": "fe"}]),
+    ):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+    return made
+
+
+def context(made: Workspace, attempt: int = 1, **settings: Any) -> StageContext:
+    folder = made.attempt("train_marian", attempt)
+    folder.root.mkdir(parents=True, exist_ok=True)
+    spec = Spec(
+        run_id="r",
+        stage="train_marian",
+        module="stages.train_marian",
+        attempt=attempt,
+        workspace=str(made.root),
+        settings=SETTINGS | settings,
+    )
+    return StageContext(spec, folder)
+
+
+def notes(ctx: StageContext) -> list[str]:
+    told = [msgspec.json.decode(line, type=Event) for line in ctx.attempt.events.read_bytes().splitlines()]
+    return [event.text for event in told if isinstance(event, Note)]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> tuple[Workspace, Delivery]:
+    made = workspace(tmp_path_factory.mktemp("run"), model_folder)
+    return made, train_marian.main(context(made))
+
+
+def test_training_delivers_a_model_that_learned(trained: tuple[Workspace, Delivery]) -> None:
+    """The folder loads as any Marian does and has learned; of a held-out verse both editions are kept out of training."""
+    made, delivery = trained
+    assert list(delivery.outputs) == [made.root / "fine_tuned_marian_mi"]
+    metrics = delivery.metrics
+    assert metrics["dev_loss_after"] < metrics["dev_loss_before"] - 0.5
+    assert metrics["ledger_exact"] == 1.0
+    assert metrics["dev_pairs"] == 8
+    assert metrics["training_pairs"] == 184 + 2
+    assert metrics["examples"] == SETTINGS["epochs"] * 186
+    model = MarianMTModel.from_pretrained(delivery.outputs[0])
+    tokenizer = MarianTokenizer.from_pretrained(delivery.outputs[0])
+    found = model.generate(**tokenizer(["The king sells salt."], return_tensors="pt"), max_new_tokens=20)
+    assert tokenizer.batch_decode(found, skip_special_tokens=True)[0].startswith("El ")
+
+
+def test_pad_row_stays_zero(trained: tuple[Workspace, Delivery]) -> None:
+    """In the delivered model the `<pad>` embedding is exactly zero while every other row moved."""
+    made, delivery = trained
+    before = MarianMTModel.from_pretrained(made.models / "marian").get_input_embeddings().weight
+    model = MarianMTModel.from_pretrained(delivery.outputs[0])
+    after = model.get_input_embeddings().weight
+    pad = model.config.pad_token_id
+    assert torch.count_nonzero(after[pad]) == 0
+    moved = (after - before).abs().amax(dim=1) > 0
+    assert moved.sum() == len(moved) - 1
+
+
+def test_ctranslate2_translates_alike(tmp_path: Path, trained: tuple[Workspace, Delivery]) -> None:
+    """The delivered model gives the same words in CTranslate2 as in transformers: evaluation may use the fast one."""
+    import ctranslate2
+    from ctranslate2.converters import TransformersConverter
+
+    _made, delivery = trained
+    folder = delivery.outputs[0]
+    TransformersConverter(str(folder)).convert(str(tmp_path / "ct2"))
+    tokenizer = MarianTokenizer.from_pretrained(folder)
+    model = MarianMTModel.from_pretrained(folder).eval()
+    translator = ctranslate2.Translator(str(tmp_path / "ct2"), device="cpu", intra_threads=1)
+    for english, _spanish in PAIRS[::9]:
+        pieces = tokenizer.convert_ids_to_tokens(tokenizer(english)["input_ids"])
+        fast = translator.translate_batch([pieces], beam_size=1, max_decoding_length=60)[0].hypotheses[0]
+        slow = model.generate(**tokenizer([english], return_tensors="pt"), num_beams=1, max_new_tokens=60)
+        assert tokenizer.convert_tokens_to_string(fast) == tokenizer.decode(slow[0], skip_special_tokens=True)
+
+
+class StoppedAtStep20(StageContext):
+    """A context to which SIGTERM comes at step 20."""
+
+    def progress(self, *values: Any, **named: Any) -> None:
+        if (named.get("step") or 0) >= 20:
+            self.request_stop()
+        super().progress(*values, **named)
+
+
+def test_stopped_stage_delivers_the_same_bytes(tmp_path: Path, model_folder: Path, trained: tuple[Workspace, Delivery]) -> None:
+    """Stopped in the middle and resumed, the stage delivers byte by byte what the undisturbed one did."""
+    made = workspace(tmp_path, model_folder)
+    plain = context(made)
+    first = StoppedAtStep20(plain.spec, plain.attempt)
+    with pytest.raises(StopRequested):
+        train_marian.main(first)
+    delivery = train_marian.main(context(made, attempt=2))
+    for name in ("model.safetensors", "config.json", "vocab.json"):
+        assert (delivery.outputs[0] / name).read_bytes() == (trained[1].outputs[0] / name).read_bytes()
+
+
+@pytest.mark.parametrize("target", [False, True], ids=["source", "target"])
+def test_fast_ids_equal_the_tokenizer(tmp_path: Path, model_folder: Path, target: bool) -> None:
+    """Ids equal MarianTokenizer's on seen, unseen and odd texts: letters of the other language, symbols, marks, an empty text."""
+    tokenizer = MarianTokenizer.from_pretrained(model_folder)
+    texts = [pair[target] for pair in PAIRS]
+    texts += [
+        "",
+        " ",
+        "¿Qué?",
+        "zebra ☃ quartz",
+        ">>es<< The king",
+        "a </s> b",
+        "el niño",
+        "LÁMPARA",
+        "x" * 300,
+        "two  spaces",
+        "\u00a0",
+        "<pad>",
+    ]
+    table = encode(context(Workspace.at(tmp_path)), tokenizer, texts, target=target)
+    assert [table[index].tolist() for index in range(len(texts))] == [slow_ids(tokenizer, text, target=target) for text in texts]
+
+
+def test_rows_are_kept(tmp_path: Path, model_folder: Path) -> None:
+    """A second attempt opens the arrays and reads no text; another corpus or another setting gets arrays of its own."""
+    made = workspace(tmp_path, model_folder)
+    tokenizer = MarianTokenizer.from_pretrained(model_folder)
+    settings = msgspec.convert(SETTINGS, TrainMarian)
+    first = train_marian.prepare(context(made), settings, tokenizer)
+    kept = {path: path.stat().st_mtime_ns for path in context(made).scratch().rglob("*.npy")}
+    again = train_marian.prepare(context(made, attempt=2), settings, tokenizer)
+    assert {path: path.stat().st_mtime_ns for path in context(made).scratch().rglob("*.npy")} == kept
+    assert (again.train.ids, again.dev.ids, again.facts) == (first.train.ids, first.dev.ids, first.facts)
+    assert [row.tolist() for row in again.train.row(9)] == [row.tolist() for row in first.train.row(9)]
+    train_marian.prepare(context(made, attempt=3), msgspec.structs.replace(settings, max_tokens=60), tokenizer)
+    made.glossary_pairs.write_bytes(b"")
+    assert train_marian.prepare(context(made, attempt=4), settings, tokenizer).facts.glossary == 0
+    assert len(list(context(made).scratch().glob("rows-*"))) == 3
+
+
+def test_collate_shifts_and_pads() -> None:
+    """The decoder sees the labels one place later; padding is masked in the source and ignored in the loss."""
+    table = TokenTable.of([[5, 6, 0], [7, 0]])
+    rows = train_marian.Rows(("a", "b"), table, TokenTable.of([[8, 0], [9, 9, 9, 0]]), np.array([0, 1]), np.array([0, 1]))
+
+    class Config:
+        pad_token_id = 99
+        decoder_start_token_id = 98
+
+    batch = train_marian.collate(rows, [0, 1], train_marian.Marks(Config()))
+    assert {name: tensor.tolist() for name, tensor in batch.items()} == {
+        "input_ids": [[5, 6, 0], [7, 0, 99]],
+        "attention_mask": [[1, 1, 1], [1, 1, 0]],
+        "decoder_input_ids": [[98, 8, 99, 99], [98, 9, 9, 9]],
+        "labels": [[8, 0, -100, -100], [9, 9, 9, 0]],
+    }
+
+
+def test_long_pairs_are_left_out_and_told(tmp_path: Path, model_folder: Path) -> None:
+    """A pair longer than max_tokens is left out with a note; when none is left the settings are wrong."""
+    made = workspace(tmp_path, model_folder)
+    ctx = context(made)
+    tokenizer = MarianTokenizer.from_pretrained(model_folder)
+    texts = [("salt", "sal"), (PAIRS[0][0] * 9, "sal"), ("salt", PAIRS[0][1] * 9)]
+    rows = tokenize(ctx, tokenizer, [TrainingPair(f"pair {number}", en, es, None) for number, (en, es) in enumerate(texts)])
+    every = np.ones(3, dtype=bool)
+    assert train_marian.fitting(ctx, rows, every, 20, "training").tolist() == [True, False, False]
+    assert "2 of 3 training pairs are longer than 20 tokens" in notes(ctx)[0]
+    with pytest.raises(MisconfiguredError, match="every training pair is longer than max_tokens = 1"):
+        train_marian.fitting(ctx, rows, every, 1, "training")
+
+
+@pytest.mark.parametrize(
+    ("missing", "told"), [("model.safetensors", "has no model.safetensors"), ("source.spm", "has no source.spm")]
+)
+def test_incomplete_model_is_refused(tmp_path: Path, model_folder: Path, missing: str, told: str) -> None:
+    """A model folder without a file is a wrong configuration that names the file."""
+    made = workspace(tmp_path, model_folder)
+    (made.models / "marian" / missing).unlink()
+    with pytest.raises(MisconfiguredError, match=told):
+        train_marian.main(context(made))
+
+
+def test_no_corpus(tmp_path: Path, model_folder: Path) -> None:
+    """Without the corpus stage's file the message names it."""
+    made = workspace(tmp_path, model_folder)
+    made.train_pairs.unlink()
+    with pytest.raises(MisconfiguredError, match=r"verse_pairs_train\.jsonl"):
+        train_marian.main(context(made))
+
+
+def test_pad_row_that_is_not_zero_is_cleared(tmp_path: Path, model_folder: Path) -> None:
+    """A model whose `<pad>` row has moved starts with it at zero, and the owner is told."""
+    made = workspace(tmp_path, model_folder)
+    model = MarianMTModel.from_pretrained(made.models / "marian")
+    with torch.no_grad():
+        model.get_input_embeddings().weight[model.config.pad_token_id] = 0.5
+    model.save_pretrained(made.models / "marian")
+    ctx = context(made, epochs=1)
+    delivery = train_marian.main(ctx)
+    assert any("was not zero (largest value 0.5)" in note for note in notes(ctx))
+    delivered = MarianMTModel.from_pretrained(delivery.outputs[0])
+    assert torch.count_nonzero(delivered.get_input_embeddings().weight[delivered.config.pad_token_id]) == 0
