@@ -1,0 +1,292 @@
+"""stages.train_gemma: rows through the chat template, NF4 that is really NF4, adapters on the language model only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoTokenizer, Gemma3ForConditionalGeneration
+
+from stages import tiny, train_gemma
+from stages.runtime import StageContext
+from stages.verse_pairs import TrainingPair
+from state.contract import MisconfiguredError, Note, Spec
+from state.settings import TrainGemma
+from state.workspace import Workspace
+
+PEFT_WARNING = r"ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+pytestmark = pytest.mark.filterwarnings(PEFT_WARNING)  # peft 0.21 asks transformers 5.23 by the old name
+
+PEOPLE = [("servant", "siervo"), ("king", "rey"), ("prophet", "profeta"), ("child", "niño"), ("shepherd", "pastor")]
+THINGS = [("city", "la ciudad"), ("river", "el río"), ("lamp", "la lámpara"), ("table", "la mesa"), ("road", "el camino")]
+PAIRS = [
+    (f"the {who} saw the {what} on day {day}", f"el {quien} vio {que} el día {day}")
+    for day in range(1, 5)
+    for who, quien in PEOPLE
+    for what, que in THINGS
+]
+
+
+def pair(number: int) -> TrainingPair:
+    """Pair `number` as a training pair."""
+    english, spanish = PAIRS[number]
+    return TrainingPair(f"Genesis 1:{number} A>X", english, spanish, f"Genesis 1:{number}")
+
+
+def settings(**changes: Any) -> TrainGemma:
+    """Small settings for the tiny model."""
+    return msgspec.structs.replace(TrainGemma(model="models/gemma-tiny-a", lora_rank=4, bf16=False, dev_examples=4), **changes)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained tiny Gemma."""
+    path = tmp_path_factory.mktemp("gemma")
+    tiny.make_gemma(path, PAIRS, "a")
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder: Path) -> Any:
+    """Its tokenizer."""
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture
+def adapted(folder: Path) -> PeftModel:
+    """The quantized model with a fresh adapter."""
+    base = train_gemma.load_model(str(folder), settings(), torch.device("cpu"))
+    return train_gemma.add_adapter(base, settings())
+
+
+Context = Callable[..., StageContext]
+
+
+@pytest.fixture
+def context(tmp_path: Path, folder: Path) -> Context:
+    """Contexts of attempts in one workspace that holds the model and a small corpus."""
+    workspace = Workspace.at(tmp_path / "run")
+    workspace.train_pairs.parent.mkdir(parents=True)
+    workspace.models.mkdir()
+    (workspace.models / "gemma-tiny-a").symlink_to(folder)
+    names = {"book": "Genesis", "chapter": 1, "genre": "law", "en_source": "A", "es_source": "X"}
+    rows = [{"en": english, "es": spanish, "verse": number, **names} for number, (english, spanish) in enumerate(PAIRS)]
+    workspace.train_pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def make(number: int = 1, **values: Any) -> StageContext:
+        attempt = workspace.attempt("train_gemma", number)
+        attempt.root.mkdir(parents=True)
+        names = {"run_id": "r", "stage": "train_gemma", "module": "stages.train_gemma", "attempt": number}
+        return StageContext(Spec(workspace=str(workspace.root), settings=values, **names), attempt)
+
+    return make
+
+
+def notes(ctx: StageContext) -> list[str]:
+    """The notes that an attempt told."""
+    events = [json.loads(line) for line in ctx.attempt.events.read_bytes().splitlines()]
+    return [msgspec.convert(event, Note).text for event in events if event["type"] == "note"]
+
+
+# -- rows
+
+
+def test_a_row_is_what_the_template_renders(tokenizer: Any) -> None:
+    """Prompt and completion together are the chat template's own rendering, with one <bos>, at the start."""
+    template = train_gemma.render_template(tokenizer)
+    rows = train_gemma.tokenize(tokenizer, template, [pair(0), pair(7)])
+    prompt, completion = rows.row(1)
+    english, spanish = PAIRS[7]
+    content = [{"type": "text", "source_lang_code": "en", "target_lang_code": "es", "text": english}]
+    turns = [{"role": "user", "content": content}, {"role": "assistant", "content": spanish}]
+    assert tokenizer.decode([*prompt, *completion]) == tokenizer.apply_chat_template(turns, tokenize=False)
+    assert prompt[0] == tokenizer.bos_token_id
+    assert [*prompt, *completion].count(tokenizer.bos_token_id) == 1
+    assert tokenizer.decode(completion) == f"{spanish}<end_of_turn>\n"
+
+
+TEMPLATES = {
+    "none": (None, "is not TranslateGemma's"),
+    "another shape": ("{{ messages[0]['content']['text'] }}", "once each"),
+    "no beginning": (tiny.CHAT_TEMPLATE.replace("{{- bos_token -}}", ""), "puts 0 beginning-of-text"),
+    "two beginnings": (
+        tiny.CHAT_TEMPLATE.replace("{{- bos_token -}}", "{{- bos_token ~ bos_token -}}"),
+        "puts 2 beginning-of-text",
+    ),
+    "changes the text": (
+        tiny.CHAT_TEMPLATE.replace('item["text"] | trim', 'item["text"] | trim | replace("í", "i")'),
+        "changes the text",
+    ),
+    "forgets the source": (tiny.CHAT_TEMPLATE.replace('~ item["text"] | trim ', ""), "once each"),
+}
+
+
+@pytest.mark.parametrize("fault", TEMPLATES)
+def test_a_template_that_would_train_on_wrong_rows_is_refused(folder: Path, fault: str) -> None:
+    """The template is rendered once at the start and compared with what training will feed."""
+    template, words = TEMPLATES[fault]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = template
+    with pytest.raises(MisconfiguredError, match=words):
+        train_gemma.render_template(tokenizer)
+
+
+def test_a_batch_is_padded_on_the_left_and_learns_the_completion_only(tokenizer: Any) -> None:
+    """The completions end together, so that logits are needed for the last columns only; nothing of a prompt is a label."""
+    rows = train_gemma.tokenize(tokenizer, train_gemma.render_template(tokenizer), [pair(0), pair(99)])
+    batch = train_gemma.collate(rows, [0, 1], tokenizer.pad_token_id)
+    for number in (0, 1):
+        prompt, completion = rows.row(number)
+        shown = batch["input_ids"][number][batch["attention_mask"][number].bool()]
+        assert shown.tolist() == [*prompt, *completion]
+        labels = batch["labels"][number]
+        assert labels[labels != train_gemma.IGNORED].tolist() == completion.tolist()
+        assert batch["input_ids"][number, -len(completion) :].tolist() == completion.tolist()
+
+
+def test_too_long_pairs_are_left_out_and_told(tokenizer: Any, context: Context) -> None:
+    """A translation that is cut teaches to stop too soon."""
+    ctx = context()
+    rows = train_gemma.tokenize(tokenizer, train_gemma.render_template(tokenizer), [pair(0), pair(1)])
+    longest = int(rows.lengths().max())
+    long = TrainingPair("long", "word " * 200, "palabra " * 200, None)
+    mixed = train_gemma.tokenize(tokenizer, train_gemma.render_template(tokenizer), [pair(0), long, pair(1)])
+    assert train_gemma.fitting(ctx, mixed, longest, "training").ids == (pair(0).id, pair(1).id)
+    assert "1 of 3 training pairs are longer" in notes(ctx)[0]
+    with pytest.raises(MisconfiguredError, match="raise it"):
+        train_gemma.fitting(ctx, mixed, 5, "training")
+
+
+# -- the model
+
+
+def test_the_weights_are_really_in_nf4(folder: Path) -> None:
+    """Every linear layer but the head holds packed 4-bit values with double quantization; embeddings stay as they are."""
+    model = train_gemma.load_model(str(folder), settings(), torch.device("cpu"))
+    assert train_gemma.count_quantized(model) == train_gemma.quantizable(model) > 20
+    layer = model.model.language_model.layers[0].mlp.up_proj
+    assert layer.weight.dtype == torch.uint8
+    assert layer.weight.numel() == layer.in_features * layer.out_features // 2
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    plain = train_gemma.load_model(str(folder), settings(load_in_4bit=False), torch.device("cpu"))
+    assert train_gemma.count_quantized(plain) == 0
+
+
+def test_only_the_language_model_is_adapted(adapted: PeftModel) -> None:
+    """`all-linear` would have adapted the vision tower too."""
+    trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
+    assert len(trained) == 2 * 7 * 3  # A and B, seven projections, three layers
+    assert all("language_model" in name and "lora_" in name for name in trained)
+    assert any("vision_tower" in name for name, _ in adapted.named_parameters())
+
+
+def test_the_adapter_begins_the_same_in_every_attempt(folder: Path) -> None:
+    """An attempt that finds no checkpoint makes the same first weights again."""
+    torch.manual_seed(5)
+    first = train_gemma.add_adapter(train_gemma.load_model(str(folder), settings(), torch.device("cpu")), settings())
+    torch.manual_seed(6)
+    second = train_gemma.add_adapter(train_gemma.load_model(str(folder), settings(), torch.device("cpu")), settings())
+    pairs = zip(first.parameters(), second.parameters(), strict=True)
+    assert all(torch.equal(one, two) for one, two in pairs if one.requires_grad)
+
+
+def test_a_model_without_a_language_model_is_refused() -> None:
+    """LoRA that reaches nothing, or the wrong thing, does not train in silence."""
+    with pytest.raises((MisconfiguredError, ValueError)):
+        train_gemma.add_adapter(torch.nn.Sequential(torch.nn.Linear(4, 4)), settings())
+
+
+def gradient(model: PeftModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The adapter's gradient on a batch, as one vector."""
+    model.train()
+    loss, _count = train_gemma.completion_loss(0.0)(model, batch)
+    loss.backward()
+    flat = torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
+    model.zero_grad()
+    return flat
+
+
+def test_an_evaluation_does_not_change_the_gradient(folder: Path, tokenizer: Any) -> None:
+    """bitsandbytes repacks 4-bit weights in evaluation on some processors and then loses the gradient; that is switched off."""
+    quiet = settings(lora_dropout=0.0)
+    model = train_gemma.add_adapter(train_gemma.load_model(str(folder), quiet, torch.device("cpu")), quiet)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.1)  # a fresh adapter's A has no gradient
+    rows = train_gemma.tokenize(tokenizer, train_gemma.render_template(tokenizer), [pair(0), pair(1)])
+    batch = train_gemma.collate(rows, [0, 1], tokenizer.pad_token_id)
+    before = gradient(model, batch)
+    model.eval()
+    with torch.no_grad():
+        train_gemma.completion_loss(0.0)(model, batch)
+    assert torch.equal(gradient(model, batch), before)
+    assert before.abs().sum() > 0
+    assert train_gemma.count_quantized(model) > 20
+
+
+def test_the_loss_is_that_of_the_completion_and_no_padding_changes_it(adapted: PeftModel, tokenizer: Any) -> None:
+    """A row's loss alone equals its share in a padded batch, and equals a plain computation over the whole row."""
+    adapted.eval()
+    rows = train_gemma.tokenize(tokenizer, train_gemma.render_template(tokenizer), [pair(0), pair(44)])
+    token_loss = train_gemma.completion_loss(0.0)
+    with torch.no_grad():
+        alone = [token_loss(adapted, train_gemma.collate(rows, [index], tokenizer.pad_token_id)) for index in (0, 1)]
+        loss, count = token_loss(adapted, train_gemma.collate(rows, [0, 1], tokenizer.pad_token_id))
+        prompt, completion = rows.row(0)
+        logits = adapted(input_ids=torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1].float()
+    plain = torch.nn.functional.cross_entropy(logits, torch.from_numpy(completion.astype(np.int64)), reduction="sum")
+    assert count == alone[0][1] + alone[1][1] == len(rows.row(0)[1]) + len(rows.row(1)[1])
+    assert float(loss) == pytest.approx(float(alone[0][0] + alone[1][0]), rel=1e-4)
+    assert float(alone[0][0]) == pytest.approx(float(plain), rel=1e-4)
+
+
+def test_labels_are_smoothed_in_training_only(adapted: PeftModel, tokenizer: Any) -> None:
+    """The dev loss is that of the labels as they are."""
+    rows = train_gemma.tokenize(tokenizer, train_gemma.render_template(tokenizer), [pair(0)])
+    batch = train_gemma.collate(rows, [0], tokenizer.pad_token_id)
+    adapted.eval()
+    with torch.no_grad():
+        plain, smooth = (float(train_gemma.completion_loss(value)(adapted, batch)[0]) for value in (0.0, 0.1))
+    assert plain == smooth
+
+
+# -- the whole stage
+
+
+def test_the_stage_delivers_an_adapter_that_loads_on_the_base(context: Context, folder: Path, tokenizer: Any) -> None:
+    """From corpus to `fine_tuned_gemma_mi_A`: trained, scored by its own translations, quantized, and usable."""
+    values = {"model": "models/gemma-tiny-a", "epochs": 2, "effective_batch": 8, "learning_rate": 1e-2, "evaluations": 2}
+    small = {"lora_rank": 4, "bf16": False, "dev_examples": 4, "gate_examples": 2, "max_tokens": 64}
+    ctx = context(**values, **small)
+    delivery = train_gemma.main(ctx)
+    target = ctx.workspace.fine_tuned_gemma("A")
+    assert list(delivery.outputs) == [target]
+    assert delivery.metrics["ledger_exact"] == 1.0
+    assert delivery.metrics["linear_4bit"] == delivery.metrics["linear_layers"] > 20
+    assert delivery.metrics["dev_chrf_after"] >= delivery.metrics["dev_chrf_before"]
+    assert json.loads((target / "adapter_config.json").read_text())["base_model_name_or_path"] == "models/gemma-tiny-a"
+    assert AutoTokenizer.from_pretrained(target).chat_template == tokenizer.chat_template
+    base = Gemma3ForConditionalGeneration.from_pretrained(folder)
+    loaded = PeftModel.from_pretrained(base, str(target))
+    deltas = [parameter.abs().max() for name, parameter in loaded.named_parameters() if "lora_B" in name]
+    assert len(deltas) == 21
+    assert all(value > 0 for value in deltas)
+
+
+def test_a_missing_corpus_or_model_stops_the_stage_at_once(context: Context) -> None:
+    """Each is told by name, and before any model is loaded."""
+    ctx = context(1, model="models/none")
+    with pytest.raises(MisconfiguredError, match="models/none"):
+        train_gemma.main(ctx)
+    ctx = context(2, model="models/gemma-tiny-a")
+    ctx.workspace.train_pairs.unlink()
+    with pytest.raises(MisconfiguredError, match="verse_pairs_train"):
+        train_gemma.main(ctx)
