@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -51,7 +53,9 @@ def test_a_quiet_phase_does_not_hide_the_step(mid_workspace: Workspace) -> None:
     """An announcement carries no step; the last one told stays."""
     events = mid_workspace.attempt("train_marian", 2).events
     with open(events, "ab") as file:
-        file.write(msgspec.json.encode(Progress(at=1.8e9, done=1600, total=2560, unit="examples", quiet_s=60, message="saving")) + b"\n")
+        file.write(
+            msgspec.json.encode(Progress(at=1.8e9, done=1600, total=2560, unit="examples", quiet_s=60, message="saving")) + b"\n"
+        )
     marian = stage_of(mid_workspace, "train_marian")
     assert (marian.step, marian.steps) == (100, 160)
     assert marian.progress is not None
@@ -70,8 +74,6 @@ def test_no_time_left_is_told_of_a_dead_process(mid_workspace: Workspace) -> Non
         assert alive.progress is not None
         assert alive.eta_s(alive.progress.at) == pytest.approx(60.0)
     finally:
-        import os
-
         os.close(handle)
 
 
@@ -103,7 +105,10 @@ def test_damaged_lines_are_passed_over(mid_workspace: Workspace) -> None:
 def test_long_event_files_are_read_from_both_ends(mid_workspace: Workspace) -> None:
     """The pace counts from the attempt's first words though only the end of a long file is read."""
     events = mid_workspace.attempt("train_marian", 2).events
-    lines = [msgspec.json.encode(Progress(at=float(second), done=second, total=1e6, unit="examples", step=second)) for second in range(40_000)]
+    lines = [
+        msgspec.json.encode(Progress(at=float(second), done=second, total=1e6, unit="examples", step=second))
+        for second in range(40_000)
+    ]
     events.write_bytes(b"\n".join(lines) + b"\n")
     assert events.stat().st_size > view.TAIL_BYTES + view.HEAD_BYTES
     marian = stage_of(mid_workspace, "train_marian")
@@ -122,8 +127,6 @@ def test_the_checkpoint_shown_is_the_newest(mid_workspace: Workspace) -> None:
 
 def test_a_daemon_is_alive_as_long_as_it_holds_the_lock(mid_workspace: Workspace) -> None:
     """Whatever the state file says."""
-    import os
-
     assert view.read(mid_workspace).alive is False
     handle = locks.take(mid_workspace.lock)
     assert view.read(mid_workspace).alive is True
@@ -131,7 +134,7 @@ def test_a_daemon_is_alive_as_long_as_it_holds_the_lock(mid_workspace: Workspace
     assert view.read(mid_workspace).alive is False
 
 
-def test_history_keeps_every_attempt(example, mid_workspace: Workspace) -> None:  # type: ignore[no-untyped-def]  # conftest's class has no module to import from
+def test_history_keeps_every_attempt(example: Any, mid_workspace: Workspace) -> None:
     """Metrics, checkpoints and notes of every attempt, in order, also of those that died."""
     saved = CheckpointSaved(at=example.now, step=100, path="stages/train_marian/checkpoints/step-00000100")
     example.events("train_marian", [saved, Note(at=example.now, text="kept")])
@@ -142,7 +145,7 @@ def test_history_keeps_every_attempt(example, mid_workspace: Workspace) -> None:
     assert (history[1].checkpoints, [note.text for note in history[1].notes]) == ((saved,), ["kept"])
 
 
-def test_what_was_saved_and_not_yet_told_is_shown_once(example) -> None:  # type: ignore[no-untyped-def]  # see above
+def test_what_was_saved_and_not_yet_told_is_shown_once(example: Any) -> None:
     """Facts that wait in state.json stand behind the journal; one that is in both stands once."""
     example.tell("run.started", "begun")
     workspace = example.save()

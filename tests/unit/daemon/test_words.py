@@ -13,8 +13,19 @@ T0 = 1_770_919_200.0  # 2026-02-12T18:00:00Z
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(None, "-"), (0, "0 s"), (59.4, "59 s"), (59.6, "1 min"), (200, "3 min 20 s"), (750, "12 min"), (3600, "1 h")]
-    + [(18_720, "5 h 12 min"), (86_400, "1 d"), (183_600, "2 d 3 h"), (-5, "0 s")],
+    [
+        (None, "-"),
+        (0, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min"),
+        (200, "3 min 20 s"),
+        (750, "12 min"),
+        (3600, "1 h"),
+        (18_720, "5 h 12 min"),
+        (86_400, "1 d"),
+        (183_600, "2 d 3 h"),
+        (-5, "0 s"),
+    ],
 )
 def test_duration(seconds: float | None, text: str) -> None:
     """The two largest units that matter, never a negative time."""
@@ -23,7 +34,16 @@ def test_duration(seconds: float | None, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("size_bytes", "text"),
-    [(0, "0 B"), (812, "812 B"), (999, "999 B"), (1000, "1.0 kB"), (3_420_000, "3.4 MB"), (412e9, "412 GB"), (999_600, "1.0 MB"), (5e15, "5000 TB")],
+    [
+        (0, "0 B"),
+        (812, "812 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (3_420_000, "3.4 MB"),
+        (412e9, "412 GB"),
+        (999_600, "1.0 MB"),
+        (5e15, "5000 TB"),
+    ],
 )
 def test_size(size_bytes: float, text: str) -> None:
     """Decimal units; no four-digit number where a larger unit exists."""
@@ -32,7 +52,15 @@ def test_size(size_bytes: float, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "-"), (3.0, "3"), (1840.0, "1,840"), (0.35482, "0.3548"), (12345.6, "12,346"), (float("nan"), "nan"), (0.00012, "0.00012")],
+    [
+        (None, "-"),
+        (3.0, "3"),
+        (1840.0, "1,840"),
+        (0.35482, "0.3548"),
+        (12345.6, "12,346"),
+        (float("nan"), "nan"),
+        (0.00012, "0.00012"),
+    ],
 )
 def test_number(value: float | None, text: str) -> None:
     """Four significant digits, thousands set apart, what is no number is said so."""

@@ -1,0 +1,444 @@
+"""The command line: one function per subcommand, each returning its exit code. Heavy imports wait inside them.
+
+Exit codes: 0 well; 1 a required stage failed, or a command was refused; 2 a bad call; 73 the workspace cannot be written; 74 its
+state cannot be read; 75 busy, or not answered yet; 78 a bad pipeline file; 82 disk full; 83 stopped before the end, the same
+command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from state.contract import CommandKind, ExitCode
+from state.durable import write_atomically
+from state.workspace import Workspace
+
+EX_USAGE = 2
+EX_CANNOT_CREATE = 73  # sysexits.h, as the next two
+EX_IO_ERROR = 74
+EX_BUSY = 75
+
+DEFAULT_WORKSPACE = "run"
+DEMO_WORKSPACE = "demo-run"
+ANSWER_WAIT_S = 10.0
+FOLLOW_S = 0.5
+
+HELP = """\
+Keeps a training run of many days alive while nobody is at home, and tells
+what it did. The workspace is the folder of one run: --workspace DIR, else
+$VIGIL_WORKSPACE, else ./run (the demo: ./demo-run).
+"""
+EXITS = """\
+exit codes of run and demo:
+   0  no required stage failed          1  a required stage failed
+  73  the workspace cannot be written  74  its saved state cannot be read
+  75  another daemon holds it          78  the pipeline file is wrong
+  82  the disk is full                 83  stopped; the same command goes on
+   2  a bad call
+"""
+
+
+class BadCallError(Exception):
+    """What was asked cannot be done as it was asked; the message says how."""
+
+
+# -- subcommands
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run a pipeline to its end, or go on with it."""
+    from daemon import config, logs, supervisor
+
+    path = Path(args.pipeline).resolve()
+    pipeline = config.load(path, args.set)
+    workspace = _workspace(args)
+    prepare_workspace(workspace)
+    logs.set_up(workspace, sys.stderr)
+    code = supervisor.watch_over(workspace, pipeline, path)
+    say_end(workspace, code)
+    return code
+
+
+def demo(args: argparse.Namespace) -> int:
+    """Show the whole pipeline with tiny models, in minutes."""
+    from daemon.demo import demo as show
+
+    return show(_workspace(args, DEMO_WORKSPACE), fresh=args.fresh)
+
+
+def status(args: argparse.Namespace) -> int:
+    """Say how far every stage is."""
+    from daemon import host, report, view
+
+    workspace = _workspace(args)
+    seen = view.read(workspace)
+    machine = msgspec.to_builtins(host.read_host(workspace))
+    if args.json:
+        _print_json(report.status_object(seen, machine, time.time()))
+    else:
+        _print(report.status_lines(seen, machine, time.time(), columns=_columns()))
+    return 0
+
+
+def watch(args: argparse.Namespace) -> int:
+    """Show the run as it goes."""
+    from daemon.watch import watch as show
+
+    signal.signal(signal.SIGTERM, _leave_quietly)
+    return show(_workspace(args), wait_for_daemon_s=args.wait)
+
+
+def log(args: argparse.Namespace) -> int:
+    """Print the journal, or the output of a stage's newest attempt."""
+    from daemon import report, view
+
+    workspace = _workspace(args)
+    seen = view.read(workspace)
+    if args.stage is None:
+        facts = [fact for fact in seen.facts if fact.level != "debug"][-args.lines :]
+        _print([msgspec.json.encode(fact).decode() if args.json else report.fact_line(fact) for fact in facts])
+        if args.follow:
+            _follow_facts(workspace, {fact.id for fact in seen.facts}, as_json=args.json)
+        return 0
+    stage = next((stage.state for stage in seen.stages if stage.config.name == args.stage), None)
+    if stage is None:
+        raise BadCallError(f"no stage is called {args.stage!r}; there are {', '.join(s.config.name for s in seen.stages)}")
+    if not stage.attempts:
+        print(f"{args.stage} has not started yet.", file=sys.stderr)
+    else:
+        _print(view.tail_lines(workspace.attempt(args.stage, stage.attempts[-1].number).output, args.lines))
+    if args.follow:
+        _follow_output(workspace, args.stage)
+    return 0
+
+
+def skip(args: argparse.Namespace) -> int:
+    """Leave a stage out."""
+    return _ask(args, CommandKind.SKIP)
+
+
+def retry(args: argparse.Namespace) -> int:
+    """Try a failed, skipped or waiting stage again."""
+    return _ask(args, CommandKind.RETRY)
+
+
+def pause(args: argparse.Namespace) -> int:
+    """Checkpoint what runs and start nothing new."""
+    return _ask(args, CommandKind.PAUSE)
+
+
+def resume(args: argparse.Namespace) -> int:
+    """Go on after a pause."""
+    return _ask(args, CommandKind.RESUME)
+
+
+def stop(args: argparse.Namespace) -> int:
+    """Let the stages checkpoint and end the daemon."""
+    from daemon import view
+
+    if view.daemon_alive(_workspace(args)) is False:  # a queued stop would end the next run as it begins
+        view.read(_workspace(args))
+        text = "Vigil is not running here: there is nothing to stop."
+        if args.json:
+            _print_json({"id": None, "ok": True, "text": text})
+        else:
+            print(text)
+        return 0
+    return _ask(args, CommandKind.STOP)
+
+
+def report(args: argparse.Namespace) -> int:
+    """Write report/index.html and report/report.md."""
+    from daemon import page
+
+    workspace = _workspace(args)
+    written = page.write(workspace)
+    if args.json:
+        _print_json({"html": str(written.html), "markdown": str(written.markdown)})
+    elif not args.quiet:
+        _print([*written.table, "", f"The report: {written.html}"])
+    return 0
+
+
+def corpus(args: argparse.Namespace) -> int:
+    """Build the verse pairs, the test set and the glossary from a folder of Bible texts."""
+    from bible_data.build import Options, build
+    from bible_data.manifest import explain as account
+
+    given = {name: getattr(args, name) for name in ("english", "spanish", "min_verses") if getattr(args, name) is not None}
+    manifest = build(Path(args.source), Path(args.out), Options(**given), progress=_show_progress)
+    sys.stdout.write(manifest.encode().decode() if args.json else account(manifest))
+    return 0
+
+
+def setup(args: argparse.Namespace) -> int:
+    """The launcher sets up before Python starts; here there is nothing left to do."""
+    raise BadCallError("set-up is done by the launcher of a clone: ./vigil setup")
+
+
+# -- what they share
+
+
+def _workspace(args: argparse.Namespace, default: str = DEFAULT_WORKSPACE) -> Workspace:
+    return Workspace.at(args.workspace or os.environ.get("VIGIL_WORKSPACE") or default)
+
+
+def prepare_workspace(workspace: Workspace) -> None:
+    """Make the workspace and prove that it can be written, before anything else is tried.
+
+    Raises:
+        OSError: it cannot.
+    """
+    workspace.root.mkdir(parents=True, exist_ok=True)
+    probe = workspace.logs / ".writable"
+    write_atomically(probe, f"{os.getpid()}\n")
+    probe.unlink()
+
+
+def say_end(workspace: Workspace, code: int) -> None:
+    """Print how the run ended, its outputs, the scores and where the report is."""
+    from daemon import report, scores, view
+
+    with contextlib.suppress(FileNotFoundError):
+        state = view.read(workspace).run
+        print()
+        if code == ExitCode.STOPPED:
+            print("Stopped before the end; what is done is kept. The same command goes on from here.")
+            return
+        table = scores.text_table(scores.read(workspace.eval_results), columns=_columns())
+        _print([report.summary(state, view.results(workspace, state)), *(["", *table] if table else [])])
+        page = workspace.report / "index.html"
+        if page.exists():
+            _print(["", f"The report: {page}"])
+
+
+def _ask(args: argparse.Namespace, kind: CommandKind) -> int:
+    from daemon import report, view
+    from daemon.inbox import new_command, submit
+
+    workspace = _workspace(args)
+    view.read(workspace)  # a folder that holds no run takes no commands
+    command = new_command(kind, getattr(args, "stage", None), now=getattr(args, "now", False))
+    alive = view.daemon_alive(workspace)
+    answer = submit(workspace, command, ANSWER_WAIT_S if alive else 0.0)
+    if args.json:
+        _print_json({"id": command.id, "ok": answer.ok if answer else None, "text": answer.text if answer else "queued"})
+    else:
+        asked = " ".join(filter(None, (str(kind), command.stage)))
+        _print(report.answer_lines(asked, answer.ok if answer else None, answer.text if answer else "", alive))
+    return EX_BUSY if answer is None else 0 if answer.ok else 1
+
+
+def _follow_facts(workspace: Workspace, told: set[str], *, as_json: bool) -> None:
+    from daemon import report, view
+
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            time.sleep(FOLLOW_S)
+            for fact in view.read(workspace).facts:
+                if fact.id not in told and fact.level != "debug":
+                    _print([msgspec.json.encode(fact).decode() if as_json else report.fact_line(fact)])
+                told.add(fact.id)
+
+
+def _follow_output(workspace: Workspace, stage: str) -> None:
+    """Print what the newest attempt of `stage` writes, going over to the next attempt when there is one, until Ctrl-C."""
+    from daemon import view
+
+    offsets: dict[Path, int] = {}
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            attempts = view.read(workspace).run.stage(stage).attempts
+            path = workspace.attempt(stage, attempts[-1].number).output if attempts else None
+            if path is not None and path.exists():
+                if path not in offsets:
+                    offsets[path] = path.stat().st_size if not offsets else 0
+                with open(path, "rb") as file:
+                    file.seek(offsets[path])
+                    fresh = file.read()
+                offsets[path] += len(fresh)
+                sys.stdout.write(fresh.decode("utf-8", "replace"))
+                sys.stdout.flush()
+            time.sleep(FOLLOW_S)
+
+
+def _show_progress(done: int, total: int, message: str) -> None:
+    """One line that rewrites itself, on a terminal only."""
+    if sys.stderr.isatty():
+        end = "" if done < total else "\n"
+        sys.stderr.write(f"\r\x1b[K{message} ({done} of {total}){end}")
+        sys.stderr.flush()
+
+
+def _columns() -> int:
+    """Columns of the terminal; 80 where there is none."""
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns
+    except (OSError, ValueError):
+        return 80
+
+
+def _print(lines: Sequence[str]) -> None:
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.flush()
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+    sys.stdout.flush()
+
+
+def _leave_quietly(_number: int, _frame: object) -> None:
+    raise SystemExit(0)
+
+
+# -- the call
+
+
+def parser() -> argparse.ArgumentParser:
+    """What can be typed."""
+    whole = argparse.ArgumentParser(
+        prog="vigil", description=HELP, epilog=EXITS, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    commands = whole.add_subparsers(dest="command", metavar="COMMAND", title="commands", required=True)
+
+    def command(name: str, act: Callable[[argparse.Namespace], int], text: str, *, json: str = "") -> argparse.ArgumentParser:
+        own = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+        own.add_argument("--workspace", metavar="DIR", help="the folder of the run (see `vigil --help`)")
+        if json:
+            own.add_argument("--json", action="store_true", help=json)
+        own.set_defaults(act=act)
+        return own
+
+    own = command("demo", demo, "the whole pipeline with tiny models, in minutes")
+    own.add_argument("--fresh", action="store_true", help="remove the demo's earlier run and start over")
+    own = command("run", run, "run a pipeline file to its end, or go on with it")
+    own.add_argument("pipeline", metavar="PIPELINE", help="such as pipelines/seattle.toml")
+    own.add_argument(
+        "--set",
+        metavar="STAGE.KEY=VALUE",
+        action="append",
+        default=[],
+        type=_override,
+        help="lay a setting over the file's; may be repeated",
+    )
+    command("status", status, "how far every stage is", json="print one object (docs/status-json.md)")
+    own = command("watch", watch, "the run as it goes, with progress bars")
+    own.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help="give a run that is just starting time to appear")
+    own = command("log", log, "the journal, or the output of one stage", json="one fact a line, as JSON")
+    own.add_argument("stage", nargs="?", metavar="STAGE")
+    own.add_argument("-n", "--lines", type=_count, default=40, metavar="N", help="the last N lines (40)")
+    own.add_argument("-f", "--follow", action="store_true", help="go on as more is written, until Ctrl-C")
+    own = command("skip", skip, "leave a stage out; its checkpoints are kept", json="print the answer")
+    own.add_argument("stage", metavar="STAGE")
+    own.add_argument("--now", action="store_true", help="do not wait for the next safe point")
+    own = command("retry", retry, "try a failed, skipped or waiting stage again", json="print the answer")
+    own.add_argument("stage", metavar="STAGE")
+    command("pause", pause, "checkpoint what runs and start nothing new", json="print the answer")
+    command("resume", resume, "go on after a pause", json="print the answer")
+    command("stop", stop, "let the stages checkpoint and end; `run` goes on later", json="print the answer")
+    own = command("report", report, "write report/index.html and report/report.md", json="print the paths")
+    own.add_argument("--quiet", action="store_true", help="print nothing")
+    own = command("corpus", corpus, "build verse pairs, test set and glossary", json="print the manifest")
+    own.add_argument("--source", required=True, metavar="DIR", help="texts in the layout of scrollmapper/bible_databases")
+    own.add_argument("--out", required=True, metavar="DIR", help="where the corpus goes")
+    own.add_argument("--english", type=_names, metavar="A,B", help="English texts (KJV,ASV,BBE,YLT,NHEB)")
+    own.add_argument("--spanish", type=_names, metavar="A,B", help="Spanish texts (SpaRV,SpaRV1865)")
+    own.add_argument("--min-verses", type=_count, metavar="N", help="refuse a text with fewer verses (20000)")
+    command("setup", setup, "install or repair the environments (done by ./vigil)")
+    return whole
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _override(text: str) -> str:
+    path, equals, _value = text.partition("=")
+    stage, dot, key = path.partition(".")
+    if not (stage and dot and key and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not STAGE.KEY=VALUE, such as download.url=https://example.org/playlist")
+    return text
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
+    return int(text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what `argv` asks and return the exit code; every expected failure is one sentence on standard error."""
+    args = parser().parse_args(argv)
+    try:
+        code: int = args.act(args)
+    except BrokenPipeError:  # `vigil log | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except Exception as error:
+        code, text = explain(error, args)
+        print(f"vigil: {text}", file=sys.stderr)
+    return code
+
+
+CODES = {
+    "BadCallError": EX_USAGE,
+    "StateUnreadableError": EX_IO_ERROR,
+    "ConfigError": ExitCode.MISCONFIGURED,
+    "WorkspaceMismatchError": ExitCode.MISCONFIGURED,
+    "WorkspaceBusyError": EX_BUSY,
+    "PreparationError": 1,
+    "CorpusError": ExitCode.MISCONFIGURED,
+}
+"""By name, since their modules are imported only where they are needed; their texts are whole sentences already."""
+
+
+def explain(error: Exception, args: argparse.Namespace) -> tuple[int, str]:
+    """The exit code and the sentence for `error`; what is not expected is raised again."""
+    name = type(error).__name__
+    if name == "CorpusError" and isinstance(error.__cause__, OSError) and "cannot be written" in str(error):
+        return EX_CANNOT_CREATE, str(error)
+    if name in CODES:
+        return CODES[name], str(error)
+    if not isinstance(error, OSError):
+        raise error
+    writes, option = args.command in ("run", "demo", "corpus"), "--out" if args.command == "corpus" else "--workspace"
+    if isinstance(error, FileNotFoundError) and not writes:
+        return EX_USAGE, f"there is no run in {place(args)}{_elsewhere(args)}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ExitCode.DISK_FULL, f"the disk of {place(args)} is full ({error}); free some space, then give the same command again"
+    return EX_CANNOT_CREATE, f"{place(args)} cannot be used: {error}; choose another with {option}"
+
+
+def place(args: argparse.Namespace) -> Path:
+    """The folder that a command works on."""
+    if args.command == "corpus":
+        return Path(args.out).resolve()
+    return _workspace(args, DEMO_WORKSPACE if args.command == "demo" else DEFAULT_WORKSPACE).root
+
+
+def _elsewhere(args: argparse.Namespace) -> str:
+    """Where a run may be instead."""
+    if args.workspace is None and (Path(DEMO_WORKSPACE) / "state.json").exists():
+        return f"; there is one in ./{DEMO_WORKSPACE}: add --workspace {DEMO_WORKSPACE}"
+    return "; start one with `vigil run PIPELINE`, or name its folder with --workspace"
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,200 @@
+"""The report's plots as SVG text. matplotlib is imported when the first one is drawn, in the short-lived process that renders.
+
+Colours are CSS variables of the page, so that a plot follows light and dark; the same values give the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from daemon.view import AttemptHistory
+
+MOST_POINTS = 600
+"""A longer curve is averaged in buckets: what cannot be seen need not be drawn."""
+
+COLOURS = {
+    "#010101": "var(--ink)",
+    "#020202": "var(--muted)",
+    "#030303": "var(--rule)",
+    "#040404": "var(--accent)",
+    "#050505": "var(--accent-2)",
+    "#060606": "var(--warn)",
+}
+INK, MUTED, RULE, ACCENT, ACCENT_2, WARN = COLOURS
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One measured value over optimizer steps, of one attempt."""
+
+    attempt: int
+    steps: tuple[float, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is drawn of one stage."""
+
+    loss: tuple[Curve, ...]
+    dev: tuple[tuple[float, float], ...]
+    """(step, value) of the dev set, over all attempts."""
+    dev_name: str
+    """`dev_loss`, `dev_score`, or empty."""
+    resumes: tuple[tuple[int, float], ...]
+    """(attempt, first step it told) of every attempt after the first."""
+
+
+def training(attempts: Sequence[AttemptHistory]) -> Training | None:
+    """The curves of a stage's attempts; None when no attempt told a loss at a step."""
+    loss = curves(attempts, "loss")
+    if not loss:
+        return None
+    dev_name = next((name for name in ("dev_loss", "dev_score") if curves(attempts, name)), "")
+    return Training(
+        loss=loss,
+        dev=joined(curves(attempts, dev_name)) if dev_name else (),
+        dev_name=dev_name,
+        resumes=tuple((curve.attempt, curve.steps[0]) for curve in loss[1:]),
+    )
+
+
+def curves(attempts: Sequence[AttemptHistory], name: str) -> tuple[Curve, ...]:
+    """The values called `name`, one curve an attempt; attempts without any are left out, and so is what is not finite."""
+    found = []
+    for attempt in attempts:
+        points = [
+            (float(metric.step), metric.values[name])
+            for metric in attempt.metrics
+            if metric.step is not None and abs(metric.values.get(name, float("inf"))) < float("inf")
+        ]
+        if points:
+            steps, values = zip(*points, strict=True)
+            found.append(Curve(attempt.record.number, steps, values))
+    return tuple(found)
+
+
+def joined(found: Sequence[Curve]) -> tuple[tuple[float, float], ...]:
+    """The points of all attempts as one line; where a step was measured twice, the later attempt's value stands."""
+    points = {step: value for curve in found for step, value in zip(curve.steps, curve.values, strict=True)}
+    return tuple(sorted(points.items()))
+
+
+def thinned(curve: Curve, most: int = MOST_POINTS) -> Curve:
+    """`curve` with at most `most` points, each the mean of a bucket."""
+    size = -(-len(curve.steps) // most)
+    if size <= 1:
+        return curve
+    buckets = range(0, len(curve.steps), size)
+    return Curve(
+        curve.attempt,
+        tuple(sum(part) / len(part) for part in (curve.steps[start : start + size] for start in buckets)),
+        tuple(sum(part) / len(part) for part in (curve.values[start : start + size] for start in buckets)),
+    )
+
+
+def kept_until(curve: Curve, later: Sequence[Curve]) -> float:
+    """The step from which a later attempt did the work again; infinity when none did."""
+    return min((other.steps[0] for other in later), default=float("inf"))
+
+
+def draw(stage: str, shown: Training) -> str:
+    """The loss of one stage over its steps, the dev set's score, and where it was resumed: inline SVG."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib.figure import Figure
+
+    style: Any = _style(stage)  # matplotlib types its keys one by one
+    with mpl.rc_context(style):
+        apart = shown.dev_name == "dev_score"
+        figure = Figure(figsize=(5.2, 3.6 if apart else 2.9), layout="constrained")
+        axes: Any = figure.subplots(2 if apart else 1, 1, sharex=True, squeeze=False, height_ratios=[2, 1] if apart else [1])
+        loss_axes, dev_axes = axes[0][0], axes[-1][0]
+        _draw_loss(loss_axes, shown)
+        _draw_dev(dev_axes, shown)
+        dev_axes.set_xlabel("optimizer step")
+        loss_axes.set_ylabel("loss")
+        for attempt, step in shown.resumes:
+            loss_axes.axvline(step, color=WARN, linewidth=1, linestyle=(0, (3, 3)))
+            loss_axes.annotate(
+                f"attempt {attempt}",
+                (step, 1),
+                xycoords=("data", "axes fraction"),
+                xytext=(3, -3),
+                textcoords="offset points",
+                va="top",
+                color=WARN,
+                fontsize=8,
+            )
+        if dev_axes is loss_axes and shown.dev:
+            loss_axes.legend(frameon=False, labelcolor=INK, loc="best")
+        return _inline(figure)
+
+
+def _draw_loss(axes: Any, shown: Training) -> None:
+    for number, whole in enumerate(shown.loss):
+        curve, until = thinned(whole), kept_until(whole, shown.loss[number + 1 :])
+        kept = [(step, value) for step, value in zip(curve.steps, curve.values, strict=True) if step < until]
+        again = [(step, value) for step, value in zip(curve.steps, curve.values, strict=True) if step >= until]
+        marker = "o" if len(curve.steps) < 12 else ""
+        if kept:
+            axes.plot(
+                *zip(*kept, strict=True),
+                color=ACCENT,
+                linewidth=1.5,
+                marker=marker,
+                markersize=3,
+                label="training" if number == 0 else None,
+            )
+        if again:
+            axes.plot(*zip(*again, strict=True), color=MUTED, linewidth=1, alpha=0.6, marker=marker, markersize=2)
+
+
+def _draw_dev(axes: Any, shown: Training) -> None:
+    if shown.dev:
+        axes.plot(*zip(*shown.dev, strict=True), color=ACCENT_2, linewidth=1.5, marker="o", markersize=4, label="dev set")
+    if shown.dev_name == "dev_score":
+        axes.set_ylabel("dev score\n(lower is better)")
+
+
+def _style(salt: str) -> dict[str, Any]:
+    return {
+        "svg.fonttype": "none",
+        "svg.hashsalt": salt,
+        "font.family": "sans-serif",
+        "font.size": 10,
+        "figure.facecolor": "none",
+        "axes.facecolor": "none",
+        "axes.edgecolor": RULE,
+        "axes.labelcolor": MUTED,
+        "axes.grid": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "grid.color": RULE,
+        "grid.linewidth": 0.6,
+        "text.color": INK,
+        "xtick.color": MUTED,
+        "ytick.color": MUTED,
+    }
+
+
+def _inline(figure: Any) -> str:
+    """SVG for the middle of an HTML page: no prologue, no metadata, page colours, scaled by CSS, no ids that nothing refers to."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"(<svg[^>]*?) width=\"[^\"]*\"", r"\1", text, count=1)
+    text = re.sub(r"(<svg[^>]*?) height=\"[^\"]*\"", r"\1", text, count=1)
+    used = set(re.findall(r"(?:url\(#|href=\"#)([^)\"]+)", text))
+    text = re.sub(r" id=\"([^\"]+)\"", lambda found: found[0] if found[1] in used else "", text)
+    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
+    for sentinel, variable in COLOURS.items():
+        text = text.replace(sentinel, variable)
+    return text

@@ -1,0 +1,92 @@
+"""The report in a real browser: it is shown whole, on a desk and on a phone, and asks nobody for anything."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon import page
+from state.workspace import Workspace
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (path := shutil.which(name))), None
+)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+PROBE = """
+<script>
+const box = (e) => e.getBoundingClientRect();
+const wide = [...document.querySelectorAll('main *')].filter((e) => !e.closest('.scroll') && !e.closest('svg') && box(e).right > innerWidth + 1);
+const dark = matchMedia('(prefers-color-scheme: dark)').matches;
+document.body.dataset.probe = JSON.stringify({
+  inner: innerWidth, scroll: document.documentElement.scrollWidth, dark,
+  sections: [...document.querySelectorAll('section')].map((e) => [e.id, Math.round(box(e).height)]),
+  plots: [...document.querySelectorAll('figure svg')].map((e) => [Math.round(box(e).width), Math.round(box(e).height)]),
+  text: [...document.querySelectorAll('figure svg text')].map((e) => parseFloat(getComputedStyle(e).fontSize) * box(e.ownerSVGElement).width / e.ownerSVGElement.viewBox.baseVal.width),
+  segments: [...document.querySelectorAll('.segment')].filter((e) => box(e).width > 1).length,
+  tracks: [...new Set([...document.querySelectorAll('.track')].map((e) => Math.round(box(e).left)))],
+  wide: wide.map((e) => e.className || e.tagName), paper: getComputedStyle(document.body).backgroundColor,
+  asked: performance.getEntriesByType('resource').map((e) => e.name),
+});
+</script>
+"""  # noqa: E501  read by a browser, not by people
+
+
+def browse(workspace: Workspace, folder: Path, width: int, *more: str) -> dict[str, Any]:
+    """What a browser of `width` pixels makes of the page."""
+    whole = workspace.report / "index.html"
+    probed = folder / f"probed-{width}.html"
+    probed.write_text(whole.read_text().replace("</body>", PROBE + "</body>"))
+    command = [
+        str(CHROMIUM),
+        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
+        *("--disable-sync", "--no-first-run", f"--user-data-dir={folder / f'profile-{width}'}", f"--window-size={width},900"),
+        *more,
+        *("--dump-dom", probed.as_uri()),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    found = re.search(r'data-probe="([^"]*)"', done.stdout)
+    assert found, done.stderr[-2000:]
+    answer: dict[str, Any] = json.loads(html.unescape(found[1]))
+    return answer
+
+
+@pytest.mark.parametrize("width", [1200, 500])
+def test_the_page_is_shown_whole(width: int, finished_workspace: Workspace, tmp_path: Path) -> None:
+    """Every section and plot has a size, all bars start at one line, nothing hangs over the edge, nothing is asked for."""
+    page.write(finished_workspace)
+    seen = browse(finished_workspace, tmp_path, width)
+    assert seen["scroll"] <= seen["inner"]
+    assert seen["wide"] == []
+    assert [name for name, _height in seen["sections"]] == ["timeline", "scores", "losses", "samples", "troubles", "outputs"]
+    assert all(height > 60 for _name, height in seen["sections"])
+    assert len(seen["plots"]) == 4
+    assert all(w > 250 and h > 120 for w, h in seen["plots"])
+    assert min(seen["text"]) >= 7.5, "the words in a plot can be read"
+    assert seen["segments"] == 12
+    assert len(seen["tracks"]) == 1
+    assert seen["asked"] == []
+
+
+def test_the_page_follows_light_and_dark(finished_workspace: Workspace, tmp_path: Path) -> None:
+    """The background changes with the reader's preference."""
+    page.write(finished_workspace)
+    light = browse(finished_workspace, tmp_path, 1200, "--blink-settings=preferredColorScheme=1")
+    dark = browse(finished_workspace, tmp_path, 1200, "--blink-settings=preferredColorScheme=0")
+    assert (light["dark"], dark["dark"]) == (False, True)
+    assert light["paper"] != dark["paper"]
+
+
+def test_a_run_that_has_not_begun_has_a_page(example: Any, tmp_path: Path) -> None:
+    """Every section is there, empty and said so."""
+    page.write(example.save())
+    seen = browse(example.workspace, tmp_path, 1200)
+    assert len(seen["sections"]) == 6
+    assert (seen["plots"], seen["segments"], seen["wide"]) == ([], 0, [])
