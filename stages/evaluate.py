@@ -20,10 +20,10 @@ import numpy as np
 from stages import comet_scores, eval_results, scoring
 from stages.comet_scores import CometScores, LeftOut, comet_python
 from stages.eval_results import Comet, EvalResults, LabelResults, ModelRow, Scores, Speed, TestSet
-from stages.runtime import Delivery, StageContext, run
+from stages.runtime import Delivery, StageContext, out_of_memory, run
 from stages.scoring import Pair, Sentence, digest
 from stages.translation import LOAD_QUIET_S, Decoding, Kept, check_adapter, identity, load, locate, release, translate
-from state.contract import MisconfiguredError
+from state.contract import MisconfiguredError, StageError, StopRequested
 from state.durable import file_digest
 from state.settings import Evaluate, TranslationModel
 
@@ -79,10 +79,18 @@ def main(ctx: StageContext) -> Delivery:
     translated = []
     for row in rows:
         meter.start(f"translating by {row.name}")
-        translated.append(translate_row(ctx, settings, row, sentences, sources, known, meter))
+        try:
+            translated.append(translate_row(ctx, settings, row, sentences, sources, known, meter))
+        except Exception as error:
+            if not may_be_left_out(row, error):
+                raise
+            left_out[row.name] = f"row left out: {error}"
+            ctx.note(f"{row.name}: {left_out[row.name]}", level="warning", model=row.name)
         release()
         meter.beat(len(sources))
 
+    if not translated:
+        raise MisconfiguredError(f"no model could be scored: {left_out}")
     meter.start("scoring by COMET")
     comet = score_by_comet(ctx, settings, sentences, translated, meter)
     meter.start("scoring")
@@ -207,6 +215,12 @@ def read_pairs(path: Path) -> list[Pair]:
 
 
 # -- translating
+
+
+def may_be_left_out(row: TranslationModel, error: Exception) -> bool:
+    """Whether the others' scores go on without this row: a bonus that cannot be had or does not fit."""
+    expected = isinstance(error, StageError) or out_of_memory(error)
+    return row.optional and expected and not isinstance(error, StopRequested)
 
 
 def translate_row(

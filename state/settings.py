@@ -108,6 +108,8 @@ class TranslationModel(Settings, frozen=True, kw_only=True):
     """A LoRA adapter, or None for the model as it is."""
     trained_by: str | None = None
     """The stage that makes it: when that one did not succeed, the row is left out and said so."""
+    optional: bool = False
+    """A bonus: when it cannot be loaded or does not fit into memory, the row is left out and said so."""
 
 
 class Evaluate(Settings, frozen=True, kw_only=True):
@@ -193,7 +195,7 @@ class TrainGemma(LoRA, frozen=True, kw_only=True):
     max_tokens: Positive = 256
     load_in_4bit: bool = True
     gate_examples: Annotated[int, Meta(ge=0)] = 128
-    """Of the dev examples, translated at each evaluation: the adapter with the best chrF++ is kept. 0: that with the least dev loss."""
+    """Of the dev examples, translated at each evaluation: the adapter with the best chrF++ is kept. 0: by dev loss."""
 
 
 MODULES: dict[str, type[Settings]] = {

@@ -258,6 +258,22 @@ def test_row_of_a_stage_that_succeeded_is_scored(workspace: Workspace) -> None:
     assert set(results(workspace).labels["before"].models) == {"marian"}
 
 
+@pytest.mark.parametrize("optional", [True, False])
+def test_only_a_bonus_that_cannot_be_loaded_is_left_out(workspace: Workspace, optional: bool) -> None:
+    """An optional row that is missing costs the others nothing and is told; a required one ends the stage."""
+    base = {"name": "base", "kind": "marian", "model": "models/base"}
+    ctx = context(workspace, models=[base, {**base, "name": "bonus", "model": "models/none", "optional": optional}])
+    if not optional:
+        with pytest.raises(MisconfiguredError, match="models/none"):
+            evaluate.main(ctx)
+        return
+    evaluate.main(ctx)
+    label = results(workspace).labels["before"]
+    assert set(label.models) == {"base"}
+    assert "models/none" in label.left_out["bonus"]
+    assert any("bonus: row left out" in note for note in notes(ctx))
+
+
 def test_without_any_row_there_is_no_success(workspace: Workspace) -> None:
     """A table without rows would look like a result."""
     with pytest.raises(MisconfiguredError, match="no model is left to score: marian: row left out because stage train_marian"):
