@@ -15,11 +15,10 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.resources import files
 from itertools import groupby
 from statistics import median
 
-from bible_data.books import ORDER, Reference, canonical_book
+from bible_data.books import DATA, ORDER, Reference, canonical_book
 from bible_data.errors import CorpusError
 
 Verses = Mapping[Reference, str]
@@ -55,7 +54,7 @@ def versification(lines: Iterable[str] | None = None) -> dict[str, dict[Referenc
         CorpusError: a row that is not understood.
     """
     if lines is None:
-        lines = (files("bible_data") / "data" / "versification.csv").read_text(encoding="utf-8").splitlines()
+        lines = (DATA / "versification.csv").read_text(encoding="utf-8").splitlines()
     result: dict[str, dict[Reference, Renumbering]] = defaultdict(dict)
     for number, row in enumerate(csv.DictReader(lines), start=2):
         book = canonical_book(row["book"] or "")

@@ -14,13 +14,12 @@ import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bible_data import glue
 from bible_data.alignment import check_alignment, fold, renumber, versification
-from bible_data.books import Reference
+from bible_data.books import DATA, Reference
 from bible_data.cleaning import Cleaned, clean_text
 from bible_data.errors import CorpusError
 from bible_data.glossary import Glossary
@@ -422,4 +421,4 @@ def _report(each: Prepared) -> TextReport:
 
 
 def _table_digest(name: str) -> str:
-    return hashlib.sha256((files("bible_data") / "data" / name).read_bytes()).hexdigest()
+    return hashlib.sha256((DATA / name).read_bytes()).hexdigest()

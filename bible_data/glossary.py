@@ -13,8 +13,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 
+from bible_data.books import DATA
 from bible_data.errors import CorpusError
 
 _WORD = re.compile(r"[^\W\d_]+")
@@ -46,7 +46,7 @@ def load(text: str | None = None) -> tuple[Term, ...]:
         CorpusError: not a list of entries {category, en: [forms], es: [[forms], ...]}.
     """
     if text is None:
-        text = (files("bible_data") / "data" / "glossary.json").read_text(encoding="utf-8")
+        text = (DATA / "glossary.json").read_text(encoding="utf-8")
     try:
         return tuple(
             Term(entry["category"], tuple(entry["en"]), tuple(tuple(forms) for forms in entry["es"])) for entry in json.loads(text)
