@@ -74,7 +74,7 @@ def demo(args: argparse.Namespace) -> int:
     """Show the whole pipeline with tiny models, in minutes."""
     from daemon.demo import demo as show
 
-    return show(_workspace(args, DEMO_WORKSPACE), fresh=args.fresh)
+    return show(_workspace(args, DEMO_WORKSPACE), fresh=args.fresh, overrides=args.set)
 
 
 def status(args: argparse.Namespace) -> int:
@@ -323,16 +323,10 @@ def parser() -> argparse.ArgumentParser:
 
     own = command("demo", demo, "the whole pipeline with tiny models, in minutes")
     own.add_argument("--fresh", action="store_true", help="remove the demo's earlier run and start over")
+    _add_overrides(own)
     own = command("run", run, "run a pipeline file to its end, or go on with it")
     own.add_argument("pipeline", metavar="PIPELINE", help="such as pipelines/seattle.toml")
-    own.add_argument(
-        "--set",
-        metavar="STAGE.KEY=VALUE",
-        action="append",
-        default=[],
-        type=_override,
-        help="lay a setting over the file's; may be repeated",
-    )
+    _add_overrides(own)
     command("status", status, "how far every stage is", json="print one object (docs/status-json.md)")
     own = command("watch", watch, "the run as it goes, with progress bars")
     own.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help="give a run that is just starting time to appear")
@@ -362,6 +356,11 @@ def parser() -> argparse.ArgumentParser:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    wanted = "lay a setting over the file's; may be repeated"
+    parser.add_argument("--set", metavar="STAGE.KEY=VALUE", action="append", default=[], type=_override, help=wanted)
 
 
 def _override(text: str) -> str:

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from daemon import locks
@@ -35,7 +35,7 @@ OURS = {
 """What a run puts into its folder: `--fresh` removes a folder of nothing else."""
 
 
-def demo(workspace: Workspace, *, fresh: bool = False) -> int:
+def demo(workspace: Workspace, *, fresh: bool = False, overrides: Sequence[str] = ()) -> int:
     """Prepare, run to the end, and say what came of it. Exit codes as of `run`.
 
     Raises:
@@ -48,11 +48,11 @@ def demo(workspace: Workspace, *, fresh: bool = False) -> int:
     print("Vigil demo: eleven stages, tiny models, real training; a few minutes on two cores.")
     print(f"The run lives in {workspace.root}. Ctrl-C stops it; the same command goes on.\n")
     cli.prepare_workspace(_cleared(workspace) if fresh else _usable(workspace))
-    overrides = comet_overrides()
+    without_comet = comet_overrides()
     make_models(workspace)
     with serve(CLIPS) as server:
         say(f"serving {len(server.clips)} recordings on {server.url}")
-        given = [f"download.url={server.feed_url}", f"train_whisper.replay_source={CLIPS / 'replay'}", *overrides]
+        given = [f"download.url={server.feed_url}", f"train_whisper.replay_source={CLIPS / 'replay'}", *without_comet, *overrides]
         pipeline = config.load(PIPELINE, given)
         logs.set_up(workspace, console=None)
         print(flush=True)

@@ -215,9 +215,15 @@ def wer_rows(view: View) -> list[tuple[str, str, str, str]]:
             before, after = stage.metrics.get(f"{key}_before"), stage.metrics.get(f"{key}_after")
             if before is None and after is None:
                 continue
-            change = "" if before is None or after is None else f"{100 * (after - before):+.1f} points".replace("-", "−")
+            change = "" if before is None or after is None else f"{points(100 * (after - before))} points"
             rows.append((what, _rate(before), _rate(after), change))
     return rows
+
+
+def points(value: float) -> str:
+    """A signed difference with one digit; a rounded nothing has no sign."""
+    text = f"{value:+.1f}".replace("-", "−")
+    return text if any(char in "123456789" for char in text) else text[1:]
 
 
 def _rate(value: float | None) -> str:

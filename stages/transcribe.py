@@ -40,6 +40,7 @@ BATCH_S = 600.0
 TOKENS_PER_S = 12.0
 """Fast speech has 5: a decoder in a loop is stopped early."""
 MAX_TOKENS = 224
+FRAMES_PER_S = 100  # of the log-mel features
 NO_SAMPLE = 0.25 / RATE
 """faster-whisper cuts seconds down to samples: a quarter sample more keeps that from losing one."""
 
@@ -206,9 +207,9 @@ def _labels(labeller: Labeller, group: Sequence[Line], tokens: int) -> list[Labe
         temperature=0.0,
     )
     found: dict[int, list[Any]] = {index: [] for index in range(len(group))}
-    for segment in segments:
-        middle = (segment.start + segment.end) / 2 * RATE
-        found[min(int(np.searchsorted(ends, middle, side="right")), len(group) - 1)].append(segment)
+    for segment in segments:  # whose it is says `seek`, its chunk's start; the times are the decoder's and may lie beyond the chunk
+        offset = segment.seek / FRAMES_PER_S * RATE
+        found[int(np.argmin([abs(start - offset) for start in starts]))].append(segment)
     return [_label(line, found[index], starts[index] / RATE, settings) for index, line in enumerate(group)]
 
 

@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded: on shared cores two threads that wait for each other cost minutes
+
 import json
 import math
 from collections.abc import Callable, Sequence

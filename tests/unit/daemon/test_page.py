@@ -160,3 +160,9 @@ def test_a_higher_error_rate_is_shown_as_such(share: float, example: Any) -> Non
     _html, markdown, _found = checked(example.save())
     assert f"| {100 * share:.1f} % | 75.0 % | +{75 - 100 * share:.1f} points |" in markdown
     assert "| general speech held out | not measured | 25.0 % |  |" in markdown
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.0, "0.0"), (-0.04, "0.0"), (-18.13, "−18.1"), (5.0, "+5.0")])
+def test_points_that_round_to_nothing_have_no_sign(value: float, text: str) -> None:
+    """No change must not look like one."""
+    assert page.points(value) == text
