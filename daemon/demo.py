@@ -45,7 +45,7 @@ def demo(workspace: Workspace, *, fresh: bool = False, overrides: Sequence[str] 
     from daemon import cli, config, logs, supervisor
     from daemon.demo_server import serve
 
-    print("Vigil demo: eleven stages, tiny models, real training; a few minutes on two cores.")
+    print("Vigil demo: all eleven stages, with tiny models that are really trained.")
     print(f"The run lives in {workspace.root}. Ctrl-C stops it; the same command goes on.\n")
     cli.prepare_workspace(_cleared(workspace) if fresh else _usable(workspace))
     without_comet = comet_overrides()

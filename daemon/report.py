@@ -20,9 +20,9 @@ from state.snapshot import Attempt, BackingOff, Fact, Failed, Pending, Running, 
 RULE = "=" * 40
 
 OUTPUTS = {
-    "stark_data/raw": "sermon recordings as downloaded",
+    "stark_data/raw": "recordings as downloaded",
     "stark_data/cleaned": "clean speech chunks",
-    "stark_data/transcripts": "pseudo-labels of the chunks",
+    "stark_data/transcripts": "pseudo-labels",
     "bible_data": "verse pairs, test set and glossary",
     "bible_data/aligned/verse_pairs_train.jsonl": "verse pairs to train on",
     "bible_data/holdout/verse_pairs_test.jsonl": "verse pairs held out",
@@ -33,14 +33,14 @@ OUTPUTS = {
     "fine_tuned_gemma_mi_A": "TranslateGemma 4B LoRA",
     "fine_tuned_gemma_mi_B": "TranslateGemma 12B LoRA",
     "metrics": "scores and translations",
-    "metrics/eval_results.json": "scores before and after, by model and genre",
-    "metrics/translations": "every translation that was scored",
+    "metrics/eval_results.json": "scores before and after",
+    "metrics/translations": "translations scored",
     "metrics/before.json": "scores before",
     "metrics/after.json": "scores after",
-    "metrics/after_12b.json": "scores of the 12B after",
+    "metrics/after_12b.json": "12B: scores after",
     "metrics/translations/before": "translations before",
     "metrics/translations/after": "translations after",
-    "metrics/translations/after_12b": "translations of the 12B after",
+    "metrics/translations/after_12b": "12B: translations after",
 }
 """What the delivered folders hold; the names are the original's."""
 

@@ -261,3 +261,10 @@ def test_a_fact_names_its_stage_once() -> None:
 def test_an_unanswered_command_is_not_called_done(ok: bool | None, alive: bool, words: str) -> None:
     """Done, refused, queued: each is said for what it is."""
     assert list(report.answer_lines("skip train_marian", ok, "train_marian is skipped", alive)) == [words]
+
+
+def test_every_known_output_fits_its_line() -> None:
+    """80 columns, whatever a run delivers."""
+    outputs = tuple(Output(path=path, size_bytes=999_000_000, sha256="") for path in report.OUTPUTS)
+    rows = report.output_rows({"s": Result(stage="s", attempt=1, at=0, outputs=outputs)})
+    assert max(len(line) for line in report.words.table([row[:3] for row in rows], right=(1,))) <= 78
