@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from logging.handlers import RotatingFileHandler
 from typing import TextIO
 
@@ -15,7 +14,7 @@ MAX_BYTES = 5_000_000
 KEPT_FILES = 5
 
 
-def set_up(workspace: Workspace, console: TextIO | None = sys.stderr) -> None:
+def set_up(workspace: Workspace, console: TextIO | None) -> None:
     """Send every log event to the file, and to `console` unless it is None."""
     workspace.logs.mkdir(parents=True, exist_ok=True)
     shared: list[structlog.typing.Processor] = [

@@ -175,7 +175,7 @@ def _back_off(work: Work, stage: StageState, ending: Ending, delay_s: float, *, 
     again = "goes on with the next start" if ending.outcome is Outcome.STOPPED else f"tried again in {delay_s:.0f} s"
     work.tell(
         "stage.backed_off",
-        f"{stage.name}: {ending.reason}; {again}",
+        f"{stage.name}: {ending.reason.rstrip('.')}; {again}",
         level="info" if quiet else "warning",
         stage=stage.name,
         outcome=ending.outcome,

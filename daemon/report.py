@@ -23,7 +23,7 @@ OUTPUTS = {
     "stark_data/raw": "recordings as downloaded",
     "stark_data/cleaned": "clean speech chunks",
     "stark_data/transcripts": "pseudo-labels",
-    "bible_data": "verse pairs, test set and glossary",
+    "bible_data": "verse pairs and glossary",
     "bible_data/aligned/verse_pairs_train.jsonl": "verse pairs to train on",
     "bible_data/holdout/verse_pairs_test.jsonl": "verse pairs held out",
     "bible_data/glossary/glossary_pairs.jsonl": "glossary pairs",

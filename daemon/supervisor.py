@@ -118,10 +118,10 @@ class Supervisor:
         with _signals(self._leave):
             try:
                 self._take(*policy.begin(self.run, clock.read(), repair))
+                self.tick()  # also of a finished run: a retry may lie in control/
                 while not self._over():
+                    self.inbox.wait(TICK_S)
                     self.tick()
-                    if not self._over():
-                        self.inbox.wait(TICK_S)
             finally:
                 self.inbox.close()
         return self._exit_code()

@@ -137,6 +137,15 @@ def test_a_wrong_setting_fails_the_run_at_once(tmp_path):
     assert Watched(tmp_path / "b", probe("bonus", optional=True, **wrong)).run() == 0
 
 
+def test_a_retry_left_for_a_finished_run_is_carried_out(tmp_path):
+    """Asked while no daemon ran, it waits in control/; the next run does it and finishes again."""
+    watched = Watched(tmp_path, probe("only", steps=2, at_step=1, fault="MisconfiguredError"))
+    assert watched.run() == 1
+    assert submit(watched.workspace, new_command(CommandKind.RETRY, "only"), wait_s=0) is None
+    assert watched.run() == 0
+    assert watched.state().stage("only").state is Status.SUCCEEDED
+
+
 def test_sigterm_lets_the_stage_checkpoint_and_the_next_run_goes_on(tmp_path):
     """Stopped in mid-stage: exit 83 in seconds, nothing lost, nothing done twice."""
     watched = Watched(tmp_path, probe("only", steps=30, step_s=0.1))

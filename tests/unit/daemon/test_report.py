@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from daemon import report, view
+from daemon import report, view, words
 from state.contract import Outcome, Output, Result
 from state.machine import Status
 from state.snapshot import Fact, Intent, Running, RunState, StageState, Succeeded
@@ -140,10 +140,10 @@ def test_a_stage_that_is_being_stopped_says_why(mid_workspace: Workspace) -> Non
     assert report.reason(state) == "skipped by the owner (cli)"
 
 
-@pytest.mark.parametrize(("gpus", "words"), [(None, "GPU does not answer"), ([], ""), ([{"name": "RTX"}], "RTX")])
-def test_a_silent_gpu_is_not_an_idle_one(gpus: Any, words: str) -> None:
+@pytest.mark.parametrize(("gpus", "text"), [(None, "GPU does not answer"), ([], ""), ([{"name": "RTX"}], "RTX")])
+def test_a_silent_gpu_is_not_an_idle_one(gpus: Any, text: str) -> None:
     """None: it does not answer. Empty: there is none. What it does not tell is left out."""
-    assert report.host_line({"gpus": gpus}) == words
+    assert report.host_line({"gpus": gpus}) == text
 
 
 # -- how it ended
@@ -250,7 +250,7 @@ def test_a_fact_names_its_stage_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ok", "alive", "words"),
+    ("ok", "alive", "text"),
     [
         (True, True, "train_marian is skipped"),
         (False, True, "Refused: train_marian is skipped"),
@@ -258,13 +258,13 @@ def test_a_fact_names_its_stage_once() -> None:
         (None, False, "Vigil is not running here: `skip train_marian` is queued and carried out when the run goes on."),
     ],
 )
-def test_an_unanswered_command_is_not_called_done(ok: bool | None, alive: bool, words: str) -> None:
+def test_an_unanswered_command_is_not_called_done(ok: bool | None, alive: bool, text: str) -> None:
     """Done, refused, queued: each is said for what it is."""
-    assert list(report.answer_lines("skip train_marian", ok, "train_marian is skipped", alive)) == [words]
+    assert list(report.answer_lines("skip train_marian", ok, "train_marian is skipped", alive)) == [text]
 
 
 def test_every_known_output_fits_its_line() -> None:
     """80 columns, whatever a run delivers."""
     outputs = tuple(Output(path=path, size_bytes=999_000_000, sha256="") for path in report.OUTPUTS)
     rows = report.output_rows({"s": Result(stage="s", attempt=1, at=0, outputs=outputs)})
-    assert max(len(line) for line in report.words.table([row[:3] for row in rows], right=(1,))) <= 78
+    assert max(len(line) for line in words.table([row[:3] for row in rows], right=(1,))) <= 78
