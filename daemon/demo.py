@@ -48,6 +48,7 @@ def demo(workspace: Workspace, *, fresh: bool = False, overrides: Sequence[str] 
     print("Vigil demo: all eleven stages, with tiny models that are really trained.")
     print(f"The run lives in {workspace.root}. Ctrl-C stops it; the same command goes on.\n")
     cli.prepare_workspace(_cleared(workspace) if fresh else _usable(workspace))
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for models this small a second thread only waits for the first
     without_comet = comet_overrides()
     make_models(workspace)
     with serve(CLIPS) as server:
