@@ -29,6 +29,8 @@ def set_up(workspace: Workspace, console: TextIO | None) -> None:
         readable = logging.StreamHandler(console)
         readable.setFormatter(_formatter(shared, structlog.dev.ConsoleRenderer(colors=console.isatty(), pad_event_to=24)))
         handlers.append(readable)
+    logging.raiseExceptions = False  # a log line that a full disk refuses is lost in silence: it must not flood the console
+    logging.getLogger("transitions").setLevel(logging.WARNING)
     logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
