@@ -121,3 +121,20 @@ def test_commands_reach_a_running_daemon(tmp_path: Path) -> None:
     assert [stage["status"] for stage in status(tmp_path).values()] == ["BACKING_OFF", "SKIPPED"]
     journal = vigil(tmp_path, "log", "-n", "100").stdout
     assert "skip s2" in journal
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small file system")
+def test_a_full_disk_is_said_before_anything_starts(tmp_path: Path) -> None:
+    """A file system without a free page: exit 82 and one sentence that names the folder."""
+    full = tmp_path / "w"
+    full.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(full)], check=True)
+    try:
+        (full / "filler").write_bytes(b"x" * 4096)
+        done = vigil(tmp_path, "run", str(pipeline(tmp_path, "")))
+    finally:
+        subprocess.run(["umount", "-l", str(full)], check=True)
+    assert done.returncode == 82, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert str(full) in done.stderr
