@@ -93,9 +93,11 @@ class Work:
     effects: list[Effect] = field(default_factory=list)
 
     def stage(self, name: str) -> StageState:
+        """The stage called `name`, as this step has left it so far."""
         return self.run.stage(name)
 
     def put(self, stage: StageState) -> None:
+        """Replace the stage of that name."""
         self.run = replace(self.run, stages=tuple(stage if s.name == stage.name else s for s in self.run.stages))
 
     def move(self, stage: StageState, trigger: Trigger, status: StageStatus, **changes: Any) -> StageState:
@@ -107,6 +109,7 @@ class Work:
         return moved
 
     def tell(self, kind: str, text: str, *, level: str = "info", stage: str | None = None, **fields: Any) -> None:
+        """Number a fact, save it with the decision and have it told."""
         attempt = len(self.stage(stage).attempts) if stage else None
         number = self.run.facts + 1
         fact = Fact(
@@ -123,10 +126,12 @@ class Work:
         self.say(fact)
 
     def say(self, fact: Fact) -> None:
+        """Save a fact with the decision and have it told."""
         self.run = replace(self.run, untold=(*self.run.untold, fact))
         self.effects.append(Tell(fact))
 
     def answer(self, command: Command, ok: bool, text: str) -> None:
+        """Answer a command once the run is saved."""
         self.effects.append(Reply(Answer(id=command.id, ok=ok, text=text, at=self.now.at)))
 
     def intend_stop(self, stage: StageState, status: Running, *, skip: bool, reason: str, grace_s: float, by: str = "") -> None:
