@@ -34,6 +34,7 @@ import structlog
 from state.checkpoints import Checkpoint, Checkpoints
 from state.contract import (
     CheckpointSaved,
+    Divergence,
     Event,
     ExitCode,
     ExitRecord,
@@ -168,6 +169,10 @@ class StageContext:
     def memory_fit(self, model: str, device: str, micro_batch: int, reason: str = "") -> None:
         """Record the micro-batch that fits, for the next attempt."""
         self.emit(MemoryFit(at=time.time(), model=model, device=device, micro_batch=micro_batch, reason=reason))
+
+    def divergence(self, step: int, reason: str, examples: Sequence[str]) -> None:
+        """Say that training diverged at `step`, and which examples the next attempt shall skip; raise DivergedError afterwards."""
+        self.emit(Divergence(at=time.time(), step=step, reason=reason, examples=tuple(examples)))
 
     # -- keeping
     def save_checkpoint(

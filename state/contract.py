@@ -85,6 +85,11 @@ class DiskFullError(StageError):
 
     exit_code = ExitCode.DISK_FULL
 
+    def __init__(self, message: str | None = None, needed_bytes: int = 0) -> None:
+        super().__init__(message)
+        self.needed_bytes = needed_bytes
+        """Free space without which another try is of no use; 0: not known."""
+
 
 class BatchPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One rung of the memory ladder. The effective batch is a setting and never changes here."""
@@ -113,6 +118,10 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """1.0, or less after a divergence."""
     skip_examples: tuple[str, ...] = ()
     """Ids of training examples left out after a divergence."""
+    fits: dict[str, int] = {}
+    """Micro-batches found to fit, by `fit_key`."""
+    deliver_best: bool = False
+    """Train no further: deliver the best weights there are. It has diverged too often."""
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):
@@ -158,6 +167,20 @@ class MemoryFit(msgspec.Struct, frozen=True, kw_only=True, tag="memory_fit"):
     reason: str = ""
 
 
+def fit_key(model: str, device: str) -> str:
+    """Where a memory fit is valid: the same model on the same device (a GPU's name, or `cpu`)."""
+    return f"{model} on {device}"
+
+
+class Divergence(msgspec.Struct, frozen=True, kw_only=True, tag="divergence"):
+    """Training diverged at a step; `examples` (their ids) are at fault as far as can be told and are skipped from now on."""
+
+    at: float
+    step: int
+    reason: str
+    examples: tuple[str, ...] = ()
+
+
 class Note(msgspec.Struct, frozen=True, kw_only=True, tag="note"):
     """A fact worth telling in the report: something went wrong or was decided, and what was done about it."""
 
@@ -168,7 +191,7 @@ class Note(msgspec.Struct, frozen=True, kw_only=True, tag="note"):
     fields: dict[str, Any] = {}
 
 
-Event = Progress | Metric | CheckpointSaved | MemoryFit | Note
+Event = Progress | Metric | CheckpointSaved | MemoryFit | Divergence | Note
 
 
 class Output(msgspec.Struct, frozen=True, kw_only=True):
@@ -200,6 +223,8 @@ class ExitRecord(msgspec.Struct, frozen=True, kw_only=True):
     error: str = ""
     """Name of the exception class; empty when there was none."""
     message: str = ""
+    needed_bytes: int = 0
+    """Of a full disk: free space without which another try is of no use; 0: not known."""
 
 
 class CommandKind(StrEnum):

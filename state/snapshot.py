@@ -52,6 +52,8 @@ class BackingOff(msgspec.Struct, frozen=True, kw_only=True, tag="BACKING_OFF"):
     """The boot whose clock `due_monotonic_s` counts; after another boot it is due at once."""
     reason: str
     outcome: Outcome
+    needed_bytes: int = 0
+    """Free space that it waits for; 0: not known."""
 
 
 class Succeeded(msgspec.Struct, frozen=True, kw_only=True, tag="SUCCEEDED"):
@@ -105,6 +107,12 @@ class StageState(msgspec.Struct, frozen=True, kw_only=True):
     batch: BatchPlan = BatchPlan()
     learning_rate_scale: float = 1.0
     skip_examples: tuple[str, ...] = ()
+    divergences: int = 0
+    """Over the whole stage; unlike `tries` a new checkpoint does not forget them."""
+    fits: dict[str, int] = {}
+    """Micro-batches found to fit, by `contract.fit_key`."""
+    deliver_best: bool = False
+    """It diverged too often: the next attempt delivers the best weights and trains no further."""
 
     @property
     def state(self) -> Status:
