@@ -59,7 +59,17 @@ class Leave:
     """End the daemon once the running stages have stopped."""
 
 
-Effect = Launch | Stop | Tell | Reply | Leave
+@dataclass(frozen=True)
+class Reclaim:
+    """Free disk space, off the tick; what it brought is seen later."""
+
+    settled: tuple[str, ...]
+    """Of these stages goes what interrupted saves left behind, and all checkpoints but the newest good ones."""
+    succeeded: tuple[str, ...]
+    """Of these the scratch goes too, but for the ledger."""
+
+
+Effect = Launch | Stop | Tell | Reply | Leave | Reclaim
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,12 @@ class Seen:
     commands: tuple[Command, ...] = ()
     leaving: bool = False
     """The daemon was told to end: stages checkpoint and leave, nothing new starts."""
+    free_bytes: int | None = None
+    """On the workspace's disk; None: not known, and unknown holds nothing."""
+    free_windows_bytes: int | None = None
+    """On the Windows drive that holds WSL's virtual disk."""
+    reclaimed_bytes: int | None = None
+    """A reclaim has ended and brought so much."""
 
 
 @dataclass
@@ -90,6 +106,7 @@ class Work:
 
     run: RunState
     now: Now
+    seen: Seen = field(default_factory=Seen)
     effects: list[Effect] = field(default_factory=list)
 
     def stage(self, name: str) -> StageState:

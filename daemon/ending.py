@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from daemon.silence import Silence
+from state import symptoms
 from state.contract import ExitCode, ExitRecord, Outcome, Result
 from state.snapshot import Running
+
+LAST_WORDS_CHARS = 200
 
 
 @dataclass(frozen=True)
@@ -23,9 +27,9 @@ class Sight:
     receipt: Result | None = None
     """The stage's receipt, if this attempt wrote it."""
     checkpoint_step: int | None = None
-    silent_s: float = 0.0
-    quiet_s: float = 0.0
-    """Announced by its last event."""
+    silence: Silence = field(default_factory=Silence)
+    last_words: str = ""
+    """The last line of output of a dead attempt that left no record."""
     oom_killed: bool = False
     """The kernel's OOM-kill counter rose while it ran."""
     adopted: bool = False
@@ -38,6 +42,8 @@ class Ending:
 
     outcome: Outcome
     reason: str
+    needed_bytes: int = 0
+    """Of a full disk: free space without which another try is of no use; 0: not known."""
 
 
 _CODES = {code.value: Outcome[code.name] for code in ExitCode if code is not ExitCode.SUCCEEDED}
@@ -45,20 +51,27 @@ _CODES = {code.value: Outcome[code.name] for code in ExitCode if code is not Exi
 
 def classify(sight: Sight, status: Running) -> Ending:
     """How a dead attempt ended; `status` says what the daemon itself did to it."""
-    code = sight.record.code if sight.record is not None else sight.code
-    message = (sight.record.message if sight.record is not None else "").strip()
+    code = sight.record.code if sight.record is not None else _of_shell(sight.code)
     if code == 0:
         return _finished(sight)
     if status.killed_for is not None:
         return Ending(status.killed_for, "it said nothing for too long and was ended")
-    if code in _CODES:
-        return Ending(_CODES[code], message or _CODES[code].replace("_", " ").lower())
     if code is None:
-        return Ending(Outcome.INTERRUPTED, "interrupted together with the daemon")
+        return _vanished(sight)
+    message = (sight.record.message if sight.record is not None else "").strip()
+    if code in _CODES:
+        needed_bytes = sight.record.needed_bytes if sight.record is not None else 0
+        return Ending(_CODES[code], message or _CODES[code].replace("_", " ").lower(), needed_bytes)
     if code < 0:
         return _signalled(-code, sight, status)
-    error = sight.record.error if sight.record is not None else ""
-    return Ending(Outcome.CRASHED, f"{error}: {message}" if error else f"exit code {code}")
+    if sight.record is not None:
+        return Ending(Outcome.CRASHED, f"{sight.record.error or f'exit code {code}'}: {message}".rstrip(": "))
+    return _by_last_words(f"exit code {code}", sight)
+
+
+def _of_shell(code: int | None) -> int | None:
+    """A shell in between tells a signal as 128 and its number."""
+    return 128 - code if code is not None and 128 < code <= 128 + signal.NSIG else code
 
 
 def _finished(sight: Sight) -> Ending:
@@ -67,13 +80,33 @@ def _finished(sight: Sight) -> Ending:
     return Ending(Outcome.SUCCEEDED, sight.receipt.summary)
 
 
+def _vanished(sight: Sight) -> Ending:
+    """Gone without a code: the daemon was not its parent."""
+    if sight.oom_killed:
+        return Ending(Outcome.OUT_OF_MEMORY, "the kernel ended it for want of memory while no daemon watched")
+    return Ending(Outcome.INTERRUPTED, "interrupted together with the daemon")
+
+
 def _signalled(number: int, sight: Sight, status: Running) -> Ending:
     try:
         name = signal.Signals(number).name
     except ValueError:
         name = f"signal {number}"
-    if status.intent is not None and number in (signal.SIGTERM, signal.SIGKILL):
+    if status.intent is not None and number in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
         return Ending(Outcome.STOPPED, f"{status.intent.reason}; ended by {name}")
     if number == signal.SIGKILL and sight.oom_killed:
         return Ending(Outcome.OUT_OF_MEMORY, "the kernel ended it for want of memory")
-    return Ending(Outcome.CRASHED, f"ended by {name}")
+    if number == signal.SIGXFSZ:
+        return Ending(Outcome.DISK_FULL, "it met the limit on the size of a file (SIGXFSZ)")
+    return _by_last_words(f"ended by {name}", sight)
+
+
+def _by_last_words(what: str, sight: Sight) -> Ending:
+    """An end without a record: before the stage could catch anything, or in foreign code that aborts."""
+    said = sight.last_words.strip()[:LAST_WORDS_CHARS]
+    reason = f"{what}: {said}" if said else what
+    if symptoms.out_of_memory(said):
+        return Ending(Outcome.OUT_OF_MEMORY, reason)
+    if symptoms.disk_refuses(said):
+        return Ending(Outcome.DISK_FULL, reason)
+    return Ending(Outcome.CRASHED, reason)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+import signal
 import subprocess
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -14,6 +20,10 @@ from state.workspace import Workspace
 GPU_TIMEOUT_S = 3.0
 GPU_FIELDS = "name,utilization.gpu,memory.used,memory.total,temperature.gpu"
 WINDOWS_DRIVE = Path("/mnt/c")
+DISK_EVERY_S = 2.0
+DISK_STALE_S = 30.0
+DISK_FIRST_S = 1.0
+"""The first tick waits so long for the first reading."""
 
 
 class Disk(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,23 +78,70 @@ def read_disks(workspace: Workspace) -> tuple[Disk, ...]:
     return tuple(disks)
 
 
+class DiskWatch:
+    """Reads the disks again and again in a thread of its own: a Windows drive may not answer, and the tick cannot wait for it."""
+
+    def __init__(self, workspace: Workspace, read: Callable[[Workspace], tuple[Disk, ...]] = read_disks) -> None:
+        self._workspace = workspace
+        self._read = read
+        self._latest: tuple[float, tuple[Disk, ...]] | None = None
+        self._first = threading.Event()
+        self._closed = threading.Event()
+        threading.Thread(target=self._go_on, daemon=True, name="disk-watch").start()
+        self._first.wait(DISK_FIRST_S)
+
+    def latest(self) -> tuple[Disk, ...] | None:
+        """The last reading; None when there is none that is fresh enough to act on."""
+        if self._latest is None or time.monotonic() - self._latest[0] > DISK_STALE_S:
+            return None
+        return self._latest[1]
+
+    def close(self) -> None:
+        """Read no more."""
+        self._closed.set()
+
+    def _go_on(self) -> None:
+        while not self._closed.is_set():
+            with contextlib.suppress(OSError):
+                self._latest = (time.monotonic(), self._read(self._workspace))
+            self._first.set()
+            self._closed.wait(DISK_EVERY_S)
+
+
 def read_gpus(timeout_s: float = GPU_TIMEOUT_S) -> tuple[Gpu, ...] | None:
     """The GPUs; None when nvidia-smi is there and gives no answer."""
     program = shutil.which("nvidia-smi") or shutil.which("nvidia-smi", path="/usr/lib/wsl/lib")
     if program is None:
         return ()
-    try:
-        answer = subprocess.run(
-            [program, f"--query-gpu={GPU_FIELDS}", "--format=csv,noheader,nounits"],
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=True,
-            stdin=subprocess.DEVNULL,
-        )
-    except (OSError, subprocess.SubprocessError):
+    answer = _ask([program, f"--query-gpu={GPU_FIELDS}", "--format=csv,noheader,nounits"], timeout_s)
+    if answer is None:
         return None
-    return tuple(parse_gpu(line) for line in answer.stdout.splitlines() if line.count(",") == GPU_FIELDS.count(","))
+    return tuple(parse_gpu(line) for line in answer.splitlines() if line.count(",") == GPU_FIELDS.count(","))
+
+
+def _ask(command: list[str], timeout_s: float) -> str | None:
+    """What `command` prints; None when it fails or is late. A late one is killed and not waited for: it may hang in the driver."""
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+    except OSError:
+        return None
+    try:
+        answer, _ = process.communicate(timeout=timeout_s)
+    except (subprocess.TimeoutExpired, UnicodeDecodeError):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        threading.Thread(target=process.wait, daemon=True).start()  # reaped if it ever ends
+        if process.stdout is not None:
+            process.stdout.close()
+        return None
+    return answer if process.returncode == 0 else None
 
 
 def parse_gpu(line: str) -> Gpu:

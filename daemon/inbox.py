@@ -11,7 +11,8 @@ import os
 import threading
 import time
 import uuid
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -20,9 +21,13 @@ from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 
 from daemon.effects import Heard
+from daemon.silence import Silence
 from state.contract import Answer, Command, CommandKind, Event, Progress
 from state.durable import write_atomically
 from state.workspace import Workspace
+
+MOST_BETWEEN_LOOKS_S = 10.0
+"""A longer pause was the daemon's own, or the whole machine's: it counts for so much at most."""
 
 log = structlog.get_logger()
 _EVENTS = msgspec.json.Decoder(Event)
@@ -31,14 +36,21 @@ _EVENTS = msgspec.json.Decoder(Event)
 class _Tail:
     """The events of one attempt, read on from where the last reading ended."""
 
-    def __init__(self, path: Path, heard_at: float) -> None:
+    def __init__(self, path: Path, now_s: float) -> None:
         self.path = path
         self.offset = 0
-        self.heard_at = heard_at
-        self.quiet_s = 0.0
+        self.silence = Silence()
+        self._read_s = now_s
 
-    def read(self, now: float) -> list[tuple[int, Event]]:
+    def read(self, now_s: float) -> list[tuple[int, Event]]:
         """Whole lines that came since, each with its offset; a torn last line waits for its end."""
+        found = self._lines()
+        looked_s = min(now_s - self._read_s, MOST_BETWEEN_LOOKS_S)
+        self._read_s = now_s
+        self.silence = _heard(self.silence, looked_s, [event for _offset, event in found])
+        return found
+
+    def _lines(self) -> list[tuple[int, Event]]:
         try:
             with open(self.path, "rb") as file:
                 file.seek(self.offset)
@@ -50,25 +62,28 @@ class _Tail:
             with contextlib.suppress(msgspec.DecodeError):
                 found.append((self.offset, _EVENTS.decode(line)))
             self.offset += len(line)
-        for _offset, event in found:
-            self.heard_at = now
-            self.quiet_s = (event.quiet_s or 0.0) if isinstance(event, Progress) else 0.0
         return found
 
 
-@dataclass(frozen=True)
-class Silence:
-    """How long an attempt has said nothing, and how long it announced to."""
-
-    silent_s: float
-    quiet_s: float
+def _heard(before: Silence, looked_s: float, events: list[Event]) -> Silence:
+    """The silence after one more look, `looked_s` after the last, that found `events`."""
+    silent_s = before.silent_s + looked_s
+    if not events:
+        return replace(before, silent_s=silent_s)
+    last = events[-1]
+    return Silence(
+        quiet_s=(last.quiet_s or 0.0) if isinstance(last, Progress) else 0.0,
+        longest_gap_s=before.longest_gap_s if before.quiet_s else max(before.longest_gap_s, silent_s),
+        beats=before.beats + 1,
+    )
 
 
 class Inbox:
     """The daemon's ears on one workspace."""
 
-    def __init__(self, workspace: Workspace) -> None:
+    def __init__(self, workspace: Workspace, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.workspace = workspace
+        self._monotonic = monotonic
         self._tails: dict[tuple[str, int], _Tail] = {}
         self._arrived = threading.Event()
         workspace.control.mkdir(parents=True, exist_ok=True)
@@ -94,12 +109,11 @@ class Inbox:
     def events(self, stage: str, attempt: int) -> tuple[Heard, ...]:
         """The events of an attempt since the last call."""
         tail = self._tail(stage, attempt)
-        return tuple(Heard(stage, attempt, offset, event) for offset, event in tail.read(time.monotonic()))
+        return tuple(Heard(stage, attempt, offset, event) for offset, event in tail.read(self._monotonic()))
 
     def silence(self, stage: str, attempt: int) -> Silence:
-        """How long the attempt has been silent, by the monotonic clock of this daemon."""
-        tail = self._tail(stage, attempt)
-        return Silence(time.monotonic() - tail.heard_at, tail.quiet_s)
+        """How long the attempt has been silent, as of the last call of `events`, and what is usual for it."""
+        return self._tail(stage, attempt).silence
 
     def commands(self) -> tuple[Command, ...]:
         """The commands that wait, oldest first; one that cannot be read is set aside and logged."""
@@ -122,7 +136,7 @@ class Inbox:
     def _tail(self, stage: str, attempt: int) -> _Tail:
         key = (stage, attempt)
         if key not in self._tails:
-            self._tails[key] = _Tail(self.workspace.attempt(stage, attempt).events, time.monotonic())
+            self._tails[key] = _Tail(self.workspace.attempt(stage, attempt).events, self._monotonic())
         return self._tails[key]
 
 

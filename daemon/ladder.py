@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from msgspec.structs import replace
@@ -9,8 +10,8 @@ from msgspec.structs import replace
 from state.contract import BatchPlan
 
 
-def next_rung(plan: BatchPlan, settings: dict[str, Any]) -> BatchPlan | None:
-    """The rung below `plan` for a stage with these settings; None below the last.
+def next_rung(plan: BatchPlan, settings: dict[str, Any], fits: Mapping[str, int] | None = None) -> BatchPlan | None:
+    """The rung below `plan` for a stage with these settings and memory fits; None below the last.
 
     A training stage (one with an effective batch) halves its micro-batch down to 1, then recomputes activations
     (gradient checkpointing), then pages its optimizer. Any other halves its batch down to 1.
@@ -18,7 +19,8 @@ def next_rung(plan: BatchPlan, settings: dict[str, Any]) -> BatchPlan | None:
     effective = settings.get("effective_batch")
     if effective is None and "epochs" not in settings:
         return _halve_evaluation(plan, settings)
-    micro_batch = plan.micro_batch or settings.get("micro_batch") or effective or 32
+    planned = plan.micro_batch or settings.get("micro_batch") or effective or 32
+    micro_batch = min([planned, *(fits or {}).values()])
     if micro_batch > 1:
         return replace(plan, micro_batch=micro_batch // 2)
     if not (plan.gradient_checkpointing or settings.get("gradient_checkpointing")):

@@ -6,7 +6,6 @@ An attempt is a session of its own, with its output in a file: no pipe to block 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import signal
 import subprocess
@@ -19,9 +18,10 @@ import msgspec
 import structlog
 from msgspec.structs import replace
 
-from daemon import locks
+from daemon import clock, locks
 from daemon.effects import Ask, Launch
 from daemon.ending import Sight
+from state import symptoms
 from state.checkpoints import Checkpoints
 from state.contract import ExitCode, ExitRecord, Result
 from state.durable import write_atomically
@@ -29,11 +29,20 @@ from state.workspace import Attempt, Workspace
 
 PROJECT = Path(__file__).resolve().parent.parent
 OOM_COUNTER = Path("/proc/vmstat")
-DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+LAST_OUTPUT_BYTES = 4096
 
 T = TypeVar("T")
 
 log = structlog.get_logger()
+
+
+class _Birth(msgspec.Struct, frozen=True):
+    """launch.json: what a later daemon must know of an attempt's start."""
+
+    pid: int
+    boot: str
+    oom_kills: int
+    """The kernel's count before it."""
 
 
 class Launcher:
@@ -42,7 +51,6 @@ class Launcher:
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
         self._children: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
-        self._oom_kills_at_start: dict[tuple[str, int], int] = {}
         self._stillborn: dict[tuple[str, int], ExitRecord] = {}
 
     def launch(self, effect: Launch) -> None:
@@ -50,7 +58,7 @@ class Launcher:
         try:
             self._start(effect)
         except OSError as error:
-            code = ExitCode.DISK_FULL if error.errno in DISK_ERRNOS else ExitCode.TRANSIENT
+            code = ExitCode.DISK_FULL if error.errno in symptoms.DISK_ERRNOS else ExitCode.TRANSIENT
             key = (effect.spec.stage, effect.spec.attempt)
             self._stillborn[key] = ExitRecord(
                 code=code, at=time.time(), error=type(error).__name__, message=f"not started: {error}"
@@ -64,6 +72,7 @@ class Launcher:
         write_atomically(attempt.spec, msgspec.json.format(msgspec.json.encode(spec), indent=1))
         self._link_log(effect.number, spec.stage, attempt)
         lock = locks.take(attempt.lock)
+        kills = oom_kills()
         try:
             with open(attempt.output, "ab") as output:
                 child = subprocess.Popen(
@@ -78,9 +87,11 @@ class Launcher:
                 )
         finally:
             os.close(lock)
-        key = (spec.stage, spec.attempt)
-        self._children[key] = child
-        self._oom_kills_at_start[key] = oom_kills()
+        self._children[(spec.stage, spec.attempt)] = child
+        with contextlib.suppress(
+            OSError
+        ):  # it runs already; without the file an OOM kill under no daemon looks like an interruption
+            attempt.launch.write_bytes(msgspec.json.encode(_Birth(child.pid, clock.boot_id(), kills)))
         log.info("attempt.launched", stage=spec.stage, attempt=spec.attempt, pid=child.pid)
 
     def sight(self, stage: str, number: int) -> Sight:
@@ -98,7 +109,6 @@ class Launcher:
             return Sight(stage, number, alive=alive, adopted=child is None)
         record = self._stillborn.get((stage, number)) or _read(attempt.exit, ExitRecord)
         receipt = _read(self.workspace.result(stage), Result)
-        key = (stage, number)
         return Sight(
             stage,
             number,
@@ -107,7 +117,8 @@ class Launcher:
             record=record,
             receipt=receipt if receipt is not None and receipt.attempt == number else None,
             checkpoint_step=Checkpoints(self.workspace.checkpoints(stage)).newest_step(),
-            oom_killed=key in self._oom_kills_at_start and oom_kills() > self._oom_kills_at_start[key],
+            last_words=last_line(attempt.output) if record is None else "",
+            oom_killed=_oom_killed_since(_read(attempt.launch, _Birth)),
             adopted=child is None,
             ended_at=record.at if record is not None else None,
         )
@@ -152,6 +163,21 @@ def oom_kills() -> int:
             if line.startswith("oom_kill "):
                 return int(line.split()[1])
     return 0
+
+
+def _oom_killed_since(birth: _Birth | None) -> bool:
+    return birth is not None and birth.boot == clock.boot_id() and oom_kills() > birth.oom_kills
+
+
+def last_line(path: Path) -> str:
+    """The last line in a file that is not empty; nothing when there is none."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_OUTPUT_BYTES))
+            lines = file.read().decode(errors="replace").split("\n")
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def _leads_session(pid: int) -> bool:

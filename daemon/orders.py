@@ -55,11 +55,11 @@ def _skip(work: Work, command: Command, stage: StageState) -> tuple[bool, str]:
 
 def _retry(work: Work, command: Command, stage: StageState) -> tuple[bool, str]:
     if isinstance(stage.status, BackingOff):
-        work.put(replace(stage, status=replace(stage.status, due_monotonic_s=work.now.monotonic_s)))
+        work.put(replace(stage, status=replace(stage.status, due_monotonic_s=work.now.monotonic_s, needed_bytes=0)))
         return True, f"{stage.name} is tried again at once"
     if stage.state not in (Status.FAILED, Status.SKIPPED):
         return False, f"{stage.name} is {stage.state}; only a failed, skipped or waiting stage can be retried"
-    work.move(stage, Trigger.RESET, Pending(), tries=0)
+    work.move(stage, Trigger.RESET, Pending(), tries=0, divergences=0, deliver_best=False)
     revived = _revive_dependents(work, stage.name)
     work.run = replace(work.run, finished_at=None)
     return True, f"{stage.name} is tried again from its newest checkpoint" + (f", then {', '.join(revived)}" if revived else "")

@@ -1,44 +1,40 @@
 """PURE: what the daemon decides. `step(run, seen, now)` gives the next run and the effects to perform; nothing here touches a file.
 
-The order of a step is fixed: facts of the attempts, commands, endings, overdue stops, hangs, stages left out, launches, the end.
+The order of a step is fixed: facts of the attempts, commands, the disk, endings, overdue stops, hangs, stages left out, launches,
+the end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from msgspec.structs import replace
 
+from daemon import silence
 from daemon.clock import Now
+from daemon.consequences import hung_before, settle
 from daemon.effects import Ask, Effect, Heard, Launch, Seen, Stop, Work
-from daemon.ending import Ending, Sight, classify
-from daemon.ladder import next_rung
+from daemon.ending import Sight, classify
 from daemon.orders import obey
-from state.contract import MemoryFit, Note, Outcome, Spec
+from daemon.space import mind_the_disk
+from state.contract import Divergence, MemoryFit, Note, Outcome, Spec, fit_key
 from state.machine import Status, Trigger
 from state.pipeline import StageConfig
-from state.snapshot import Attempt, BackingOff, Fact, Failed, Pending, Running, RunState, StageState, Start, Succeeded
-
-TRANSIENT_DELAYS_S = (15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 900.0)
-CRASH_DELAYS_S = (5.0, 20.0, 60.0, 180.0)
-DISK_DELAY_S = 300.0
-MAX_DIVERGENCES = 3
+from state.snapshot import Attempt, BackingOff, Fact, Pending, Running, RunState, StageState, Start
 
 
 def step(run: RunState, seen: Seen, now: Now) -> tuple[RunState, list[Effect]]:
     """Decide. The caller saves the run before it performs the effects, and takes the facts told out of `untold`."""
-    work = _renew(run, now)
+    work = _renew(run, now, seen)
     for heard in seen.heard:
         _listen(work, heard)
     for command in seen.commands:
         obey(work, command)
+    mind_the_disk(work)
     if seen.leaving:
         work.hold_all("the daemon is leaving")
     for sight in seen.sights:
         _look(work, sight)
     _leave_out(work)
-    if not (seen.leaving or work.run.paused):
+    if not (seen.leaving or work.run.paused or work.run.disk_hold):
         _launch(work)
     _finish(work)
     return work.run, work.effects
@@ -46,7 +42,7 @@ def step(run: RunState, seen: Seen, now: Now) -> tuple[RunState, list[Effect]]:
 
 def begin(run: RunState, now: Now, repair: str = "") -> tuple[RunState, list[Effect]]:
     """The first step of a daemon on a run."""
-    work = _renew(run, now)
+    work = _renew(run, now, Seen())
     again = bool(run.starts)
     work.run = replace(work.run, starts=(*run.starts, Start(at=now.at, boot=now.boot)))
     if repair:
@@ -59,9 +55,9 @@ def begin(run: RunState, now: Now, repair: str = "") -> tuple[RunState, list[Eff
     return work.run, work.effects
 
 
-def _renew(run: RunState, now: Now) -> Work:
+def _renew(run: RunState, now: Now, seen: Seen) -> Work:
     """A step on `run` that begins by telling what was decided before and not told."""
-    work = Work(replace(run, untold=()), now)
+    work = Work(replace(run, untold=()), now, seen)
     for fact in run.untold:
         work.say(fact)
     return work
@@ -72,30 +68,33 @@ def _renew(run: RunState, now: Now) -> Work:
 
 def _listen(work: Work, heard: Heard) -> None:
     event = heard.event
+    stage = work.stage(heard.stage)
     if isinstance(event, MemoryFit):
-        stage = work.stage(heard.stage)
-        if stage.batch.micro_batch != event.micro_batch:
-            work.put(replace(stage, batch=replace(stage.batch, micro_batch=event.micro_batch)))
-        text, level, fields = (
-            f"micro-batch {event.micro_batch} fits {event.model}: {event.reason}",
-            "info",
-            {"device": event.device},
-        )
+        work.put(replace(stage, fits={**stage.fits, fit_key(event.model, event.device): event.micro_batch}))
+        text = f"micro-batch {event.micro_batch} fits {event.model}: {event.reason}"
+        _note(work, heard, Note(at=event.at, text=text, fields={"device": event.device}))
+    elif isinstance(event, Divergence):
+        blamed = tuple(dict.fromkeys((*stage.skip_examples, *event.examples)))
+        work.put(replace(stage, skip_examples=blamed))
+        text = f"diverged at step {event.step}: {event.reason}; {len(event.examples)} examples are skipped from now on"
+        _note(work, heard, Note(at=event.at, text=text, level="warning", fields={"examples": event.examples}))
     elif isinstance(event, Note):
-        text, level, fields = event.text, event.level, event.fields
-    else:
-        return
+        _note(work, heard, event)
+
+
+def _note(work: Work, heard: Heard, note: Note) -> None:
+    """Make a fact of what an attempt said; its place in the events file is its id, so that it is told once."""
     identity = f"{heard.stage}/{heard.attempt:03d}@{heard.offset}"
     work.say(
         Fact(
             id=identity,
-            at=event.at,
+            at=note.at,
             kind="attempt.noted",
-            text=text,
-            level=level,
+            text=note.text,
+            level=note.level,
             stage=heard.stage,
             attempt=heard.attempt,
-            fields=fields,
+            fields=note.fields,
         )
     )
 
@@ -126,7 +125,7 @@ def _look(work: Work, sight: Sight) -> None:
     )
     stage = replace(stage, attempts=(*stage.attempts[:-1], attempt), tries=0 if advanced else stage.tries)
     work.put(stage)
-    _settle(work, stage, status, ending, sight)
+    settle(work, stage, status, ending, sight)
 
 
 def _watch(work: Work, stage: StageState, status: Running, sight: Sight) -> None:
@@ -135,111 +134,17 @@ def _watch(work: Work, stage: StageState, status: Running, sight: Sight) -> None
         overdue = intent.boot != work.now.boot or work.now.monotonic_s >= intent.due_monotonic_s
         work.effects.append(Stop(stage.name, sight.attempt, Ask.KILL if overdue else Ask.TERM))
         return
-    limit_s = max(work.run.pipeline.stage(stage.name).silence_s, 1.5 * sight.quiet_s)
-    if sight.silent_s > limit_s and status.killed_for is None:
+    limit_s = silence.limit_s(sight.silence, work.run.pipeline.stage(stage.name).silence_s, hung_before(stage))
+    silent_s = sight.silence.silent_s
+    if silent_s > limit_s and status.killed_for is None:
         work.put(replace(stage, status=replace(status, killed_for=Outcome.HUNG)))
         work.tell(
             "attempt.hung",
-            f"{stage.name} said nothing for {sight.silent_s:.0f} s (limit {limit_s:.0f} s): ended, to be tried again",
+            f"{stage.name} said nothing for {silent_s:.0f} s (limit {limit_s:.0f} s): ended, to be tried again",
             level="warning",
             stage=stage.name,
         )
         work.effects.append(Stop(stage.name, sight.attempt, Ask.KILL))
-
-
-def _settle(work: Work, stage: StageState, status: Running, ending: Ending, sight: Sight) -> None:
-    if ending.outcome is Outcome.SUCCEEDED and sight.receipt is not None:
-        receipt = sight.receipt
-        work.move(stage, Trigger.SUCCEED, Succeeded(at=receipt.at, summary=receipt.summary, metrics=receipt.metrics))
-        work.tell("stage.succeeded", f"{stage.name} succeeded{f': {receipt.summary}' if receipt.summary else ''}", stage=stage.name)
-    elif status.intent is not None and status.intent.skip:
-        work.leave_out(stage, status.intent.reason, by="owner")
-    elif ending.outcome is Outcome.STOPPED:
-        _back_off(work, stage, ending, 0.0, counts=False)
-    else:
-        _ENDINGS[ending.outcome](work, stage, ending)
-
-
-def _back_off(work: Work, stage: StageState, ending: Ending, delay_s: float, *, counts: bool = True, **changes: Any) -> None:
-    now = work.now
-    waiting = BackingOff(
-        since=now.at,
-        delay_s=delay_s,
-        due_monotonic_s=now.monotonic_s + delay_s,
-        boot=now.boot,
-        reason=ending.reason,
-        outcome=ending.outcome,
-    )
-    work.move(stage, Trigger.BACK_OFF, waiting, tries=stage.tries + counts, **changes)
-    quiet = ending.outcome in (Outcome.STOPPED, Outcome.INTERRUPTED)
-    again = "goes on with the next start" if ending.outcome is Outcome.STOPPED else f"tried again in {delay_s:.0f} s"
-    work.tell(
-        "stage.backed_off",
-        f"{stage.name}: {ending.reason.rstrip('.')}; {again}",
-        level="info" if quiet else "warning",
-        stage=stage.name,
-        outcome=ending.outcome,
-        delay_s=delay_s,
-    )
-
-
-def _fail(work: Work, stage: StageState, ending: Ending, why: str = "") -> None:
-    reason = f"{ending.reason}{f' ({why})' if why else ''}"
-    work.move(stage, Trigger.FAIL, Failed(at=work.now.at, reason=reason, outcome=ending.outcome))
-    optional = work.run.pipeline.stage(stage.name).optional
-    work.tell(
-        "stage.failed",
-        f"{stage.name} failed{' (a bonus: the run goes on)' if optional else ''}: {reason}",
-        level="warning" if optional else "error",
-        stage=stage.name,
-        outcome=ending.outcome,
-    )
-
-
-def _after_transient(work: Work, stage: StageState, ending: Ending) -> None:
-    _back_off(work, stage, ending, TRANSIENT_DELAYS_S[min(stage.tries, len(TRANSIENT_DELAYS_S) - 1)])
-
-
-def _after_crash(work: Work, stage: StageState, ending: Ending) -> None:
-    if stage.tries >= len(CRASH_DELAYS_S):
-        _fail(work, stage, ending, f"{stage.tries + 1} times without a new checkpoint")
-    else:
-        _back_off(work, stage, ending, CRASH_DELAYS_S[stage.tries])
-
-
-def _after_interruption(work: Work, stage: StageState, ending: Ending) -> None:
-    _back_off(work, stage, ending, 0.0, counts=False)
-
-
-def _after_full_disk(work: Work, stage: StageState, ending: Ending) -> None:
-    _back_off(work, stage, ending, DISK_DELAY_S)
-
-
-def _after_out_of_memory(work: Work, stage: StageState, ending: Ending) -> None:
-    rung = next_rung(stage.batch, work.run.pipeline.stage(stage.name).settings)
-    if rung is None:
-        _fail(work, stage, ending, "the lowest rung of the memory ladder")
-    else:
-        _back_off(work, stage, ending, CRASH_DELAYS_S[0], counts=False, batch=rung)
-
-
-def _after_divergence(work: Work, stage: StageState, ending: Ending) -> None:
-    if stage.tries >= MAX_DIVERGENCES:
-        _fail(work, stage, ending, f"{stage.tries + 1} times, the last at {stage.learning_rate_scale:g} of the learning rate")
-    else:
-        _back_off(work, stage, ending, CRASH_DELAYS_S[0], learning_rate_scale=stage.learning_rate_scale / 2)
-
-
-_ENDINGS: dict[Outcome, Callable[[Work, StageState, Ending], None]] = {
-    Outcome.TRANSIENT: _after_transient,
-    Outcome.CRASHED: _after_crash,
-    Outcome.HUNG: _after_crash,
-    Outcome.INTERRUPTED: _after_interruption,
-    Outcome.DISK_FULL: _after_full_disk,
-    Outcome.OUT_OF_MEMORY: _after_out_of_memory,
-    Outcome.DIVERGED: _after_divergence,
-    Outcome.MISCONFIGURED: _fail,
-}
 
 
 # -- what starts next
@@ -283,6 +188,8 @@ def _keeps_resource(stage: StageState) -> bool:
 def _ready(work: Work, stage: StageState, config: StageConfig) -> bool:
     status = stage.status
     if isinstance(status, BackingOff):
+        if status.needed_bytes and work.seen.free_bytes is not None:
+            return work.seen.free_bytes >= status.needed_bytes
         return status.boot != work.now.boot or work.now.monotonic_s >= status.due_monotonic_s
     return (
         isinstance(status, Pending)
@@ -310,6 +217,8 @@ def _start(work: Work, stage: StageState, config: StageConfig) -> None:
         batch=stage.batch,
         learning_rate_scale=stage.learning_rate_scale,
         skip_examples=stage.skip_examples,
+        fits=stage.fits,
+        deliver_best=stage.deliver_best,
     )
     work.effects.append(Launch(spec, work.run.pipeline.number(stage.name)))
     work.tell("stage.started", f"{stage.name} started (attempt {number})", stage=stage.name)

@@ -61,6 +61,7 @@ def status_object(view: View, host: Mapping[str, Any], now: float) -> dict[str, 
             "started_at": words.iso(run.started_at),
             "finished_at": words.iso(run.finished_at),
             "paused": run.paused,
+            "disk_hold": run.disk_hold,
             "daemon_running": view.alive,
         },
         "stages": [_stage_object(stage, now) for stage in view.stages],
@@ -136,6 +137,8 @@ def liveness(view: View) -> str:
         return "Whether Vigil is running cannot be told: its lock cannot be read."
     if not view.alive:
         return "Vigil is not running; the command that began the run goes on from here."
+    if run.disk_hold:
+        return f"Vigil is running and waits for disk space: {run.disk_hold}."
     if run.paused:
         return "Vigil is running and paused: nothing new starts until `vigil resume`."
     return "Vigil is running."

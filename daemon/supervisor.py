@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -16,11 +17,12 @@ from types import FrameType
 import structlog
 from msgspec.structs import replace
 
-from daemon import clock, locks, policy, report
-from daemon.effects import Effect, Heard, Launch, Leave, Reply, Seen, Stop, Tell
+from daemon import clock, host, locks, policy, report
+from daemon.effects import Effect, Heard, Launch, Leave, Reclaim, Reply, Seen, Stop, Tell
 from daemon.ending import Sight
 from daemon.inbox import Inbox
 from daemon.launcher import Launcher, environment
+from daemon.reclaim import reclaim
 from state.contract import ExitCode
 from state.pipeline import Pipeline
 from state.snapshot import Fact, Running, RunState, StageState
@@ -108,6 +110,9 @@ class Supervisor:
         self.journal = Journal(workspace.journal)
         self.launcher = Launcher(workspace)
         self.inbox = Inbox(workspace)
+        self.disks = host.DiskWatch(workspace)
+        self._aside = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reclaim")
+        self._reclaim: Future[int] | None = None
         self.leaving = False
         self._heard: tuple[Heard, ...] = ()
         """Heard and not yet saved: the disk refused."""
@@ -124,6 +129,8 @@ class Supervisor:
                     self.tick()
             finally:
                 self.inbox.close()
+                self.disks.close()
+                self._aside.shutdown(wait=True)
         return self._exit_code()
 
     def tick(self) -> None:
@@ -145,9 +152,30 @@ class Supervisor:
             number = len(stage.attempts)
             sight = self.launcher.sight(stage.name, number)  # before its events: a dead attempt says no more
             heard += self.inbox.events(stage.name, number)
-            silence = self.inbox.silence(stage.name, number)
-            sights.append(dataclasses.replace(sight, silent_s=silence.silent_s, quiet_s=silence.quiet_s))
-        return Seen(sights=tuple(sights), heard=tuple(heard), commands=self.inbox.commands(), leaving=self.leaving)
+            sights.append(dataclasses.replace(sight, silence=self.inbox.silence(stage.name, number)))
+        disks = {disk.path: disk.free_bytes for disk in self.disks.latest() or ()}
+        windows_bytes = disks.pop(str(host.WINDOWS_DRIVE), None)
+        return Seen(
+            sights=tuple(sights),
+            heard=tuple(heard),
+            commands=self.inbox.commands(),
+            leaving=self.leaving,
+            free_bytes=next(iter(disks.values()), None),
+            free_windows_bytes=windows_bytes,
+            reclaimed_bytes=self._reclaimed(),
+        )
+
+    def _reclaimed(self) -> int | None:
+        """What the last reclaim brought, once."""
+        ended = self._reclaim
+        if ended is None or not ended.done():
+            return None
+        self._reclaim = None
+        try:
+            return ended.result()
+        except OSError as error:
+            log.warning("reclaim.failed", error=str(error))
+            return None
 
     def _take(self, run: RunState, effects: list[Effect]) -> None:
         if run != self.run:
@@ -166,6 +194,9 @@ class Supervisor:
                 self.inbox.reply(effect.answer)
             case Leave():
                 self.leaving = True
+            case Reclaim():
+                if self._reclaim is None:
+                    self._reclaim = self._aside.submit(reclaim, self.workspace, effect)
             case Tell():
                 self._tell(effect.fact)
 

@@ -31,9 +31,11 @@ from typing import Any, NoReturn, TypeVar
 import msgspec
 import structlog
 
+from state import symptoms
 from state.checkpoints import Checkpoint, Checkpoints
 from state.contract import (
     CheckpointSaved,
+    DiskFullError,
     Divergence,
     Event,
     ExitCode,
@@ -53,17 +55,21 @@ from state.durable import publish_folder, tree_digest, write_atomically
 from state.workspace import Attempt, Workspace
 
 PROGRESS_EVERY_S = 0.5
+DISK_FULL_ERRNOS = symptoms.DISK_ERRNOS
+MAX_CAUSES = 20
 
 S = TypeVar("S", bound=msgspec.Struct)
 T = TypeVar("T")
 
-OUT_OF_MEMORY_TEXTS = (
-    "out of memory",  # CUDA error:, CUDA driver error:, bitsandbytes' "Error: out of memory at line"
-    "cublas_status_alloc_failed",
-    "defaultcpuallocator: can't allocate memory",
-    "device not ready",  # WSL near the limit
+NETWORK_TYPES = frozenset(
+    {
+        *("ConnectionError", "TimeoutError", "gaierror", "SSLError", "HTTPException", "URLError"),  # the standard library, requests
+        *("Timeout", "ChunkedEncodingError", "MaxRetryError", "ProtocolError"),  # requests, urllib3
+        *("TransportError", "TimeoutException"),  # httpx
+        *("LocalEntryNotFoundError", "OfflineModeIsEnabled", "XetDownloadError"),  # huggingface_hub
+    }
 )
-DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
+"""Exceptions of the network by the names of their classes and bases: no library is imported to recognise its errors."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +220,10 @@ def run(main: Callable[[StageContext], Delivery], argv: Sequence[str] | None = N
         record = ExitRecord(code=ExitCode.SUCCEEDED, at=time.time())
         trace = ""
     except BaseException as error:  # the stage's boundary: whatever happened becomes a value
-        record = ExitRecord(code=exit_code(error), at=time.time(), error=type(error).__name__, message=str(error))
+        needed_bytes = error.needed_bytes if isinstance(error, DiskFullError) else 0
+        record = ExitRecord(
+            code=exit_code(error), at=time.time(), error=type(error).__name__, message=str(error), needed_bytes=needed_bytes
+        )
         trace = "" if isinstance(error, StopRequested) else traceback.format_exc()
     _leave(attempt, record, trace)
 
@@ -232,21 +241,62 @@ def read_spec(path: Path) -> Spec:
 
 
 def exit_code(error: BaseException) -> int:
-    """The exit code that tells the daemon what to do about `error`, by what it is and not by where it arose."""
+    """The exit code that tells the daemon what to do about `error`, by what it is and not by where it arose.
+
+    A cause counts like the error itself. What was merely being handled when it arose counts only where it explains
+    the rest: memory and disk.
+    """
+    one: BaseException | None = error
+    named = True
+    for _ in range(MAX_CAUSES):
+        if one is None:
+            break
+        code = _code_of(one)
+        if code is not None and (named or code in (ExitCode.OUT_OF_MEMORY, ExitCode.DISK_FULL)):
+            return code
+        named = named and one.__cause__ is not None
+        one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
+    return 1
+
+
+def _code_of(error: BaseException) -> int | None:
     if isinstance(error, StageError):
         return int(error.exit_code)
     if out_of_memory(error):
         return ExitCode.OUT_OF_MEMORY
-    if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS:
+    if disk_refuses(error):
         return ExitCode.DISK_FULL
-    return 1
+    if network_is_away(error):
+        return ExitCode.TRANSIENT
+    return None
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that memory, of the GPU or the machine, ran out; accelerate's own test misses most texts."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in OUT_OF_MEMORY_TEXTS)
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    return isinstance(error, RuntimeError) and symptoms.out_of_memory(str(error))
+
+
+def disk_refuses(error: BaseException) -> bool:
+    """Whether `error` says that the disk is full, failing or read-only."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in symptoms.DISK_ERRNOS
+    return isinstance(error, Exception) and symptoms.disk_refuses(str(error))
+
+
+def network_is_away(error: BaseException) -> bool:
+    """Whether `error` came from a network or a site that may answer later."""
+    if isinstance(error, BrokenPipeError):  # a ConnectionError by class; here it is a worker that died
+        return False
+    if isinstance(error, OSError) and error.errno in symptoms.NETWORK_ERRNOS:
+        return True
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(status, int):
+        return status == 429 or status >= 500
+    return not NETWORK_TYPES.isdisjoint(base.__name__ for base in type(error).__mro__)
 
 
 def stoppable(context: StageContext, items: Iterable[T]) -> Iterable[T]:

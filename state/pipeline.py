@@ -47,6 +47,10 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     name: Annotated[str, Meta(min_length=1, max_length=60)]
     description: str = ""
+    keep_free_gb: Annotated[float, Meta(ge=0)] = 1.0
+    """With less on the workspace's disk every stage checkpoints and waits."""
+    keep_free_windows_gb: Annotated[float, Meta(ge=0)] = 5.0
+    """The same for the Windows drive under WSL: when it fills up, Linux meets I/O errors though `df` shows space."""
     stages: Annotated[tuple[StageConfig, ...], Meta(min_length=1)] = msgspec.field(name="stage")
 
     def stage(self, name: str) -> StageConfig:

@@ -156,6 +156,8 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     stages: tuple[StageState, ...]
     finished_at: float | None = None
     paused: bool = False
+    disk_hold: str = ""
+    """Why everything waits for disk space; empty when it does not."""
     starts: tuple[Start, ...] = ()
     facts: int = 0
     """Facts numbered so far; part of their ids."""

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from daemon.inbox import Inbox, new_command, submit
-from state.contract import Answer, CommandKind, Note, Progress
+from state.contract import Answer, CommandKind, Note
 from state.workspace import Workspace
 
 
@@ -28,17 +28,6 @@ def test_events_are_heard_once_and_a_torn_line_waits(inbox):
         file.write(second[10:] + b"\n")
     assert [(h.offset, h.event.text) for h in inbox.events("a", 1)] == [(len(first) + 10, "two")]
     assert inbox.events("a", 1) == ()
-
-
-def test_silence_counts_from_the_last_event_and_knows_announced_quiet(inbox):
-    """An event ends the silence; `quiet_s` holds until the next one."""
-    path = inbox.workspace.attempt("a", 1).events
-    path.parent.mkdir(parents=True)
-    time.sleep(0.05)
-    assert inbox.silence("a", 1).silent_s < 0.05
-    path.write_bytes(msgspec.json.encode(Progress(at=1.0, done=1, quiet_s=300.0)) + b"\n")
-    inbox.events("a", 1)
-    assert inbox.silence("a", 1).quiet_s == 300.0
 
 
 def test_a_command_wakes_the_wait(inbox):

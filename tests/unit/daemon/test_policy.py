@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,10 +11,11 @@ from msgspec.structs import replace
 
 from daemon import policy
 from daemon.clock import Now
-from daemon.effects import Ask, Heard, Launch, Leave, Reply, Seen, Stop, Tell
+from daemon.effects import Ask, Heard, Launch, Leave, Reclaim, Reply, Seen, Stop, Tell
 from daemon.ending import Sight
 from daemon.policy import begin
-from state.contract import Command, CommandKind, ExitRecord, MemoryFit, Note, Outcome, Result
+from daemon.silence import Silence
+from state.contract import Command, CommandKind, Divergence, ExitRecord, MemoryFit, Note, Outcome, Result
 from state.machine import Status
 from state.pipeline import Pipeline, Resource, StageConfig
 from state.snapshot import BackingOff, Failed, Running, RunState, Skipped, StageState
@@ -45,8 +48,8 @@ def dead(run, name, code, *, receipt=False, **more):
     return Sight(name, number, alive=False, code=code, record=record, receipt=result, **more)
 
 
-def alive(run, name, **more):
-    return Sight(name, len(run.stage(name).attempts), alive=True, **more)
+def alive(run, name, **silence):
+    return Sight(name, len(run.stage(name).attempts), alive=True, silence=Silence(**silence))
 
 
 def command(kind, stage=None, identity="c1", at_s=1000.0, now=False):
@@ -160,16 +163,55 @@ def test_out_of_memory_walks_the_ladder_to_its_end():
     assert run.failed_required == ("a",)
 
 
-def test_a_divergence_halves_the_learning_rate_and_is_bounded():
-    """The next spec carries half the rate; the fourth divergence fails the stage."""
+def test_a_divergence_lowers_the_rate_skips_the_blamed_and_is_bounded():
+    """Half the rate each time and the named examples left out; the fifth has the best weights delivered, the sixth fails."""
     run, _ = step(make_run(config("a")), Seen(), at(0))
-    scales = []
-    for n in range(4):
-        run, _ = step(run, Seen(sights=(dead(run, "a", 81),)), at(100 * n))
+    specs = []
+    for n in range(6):
+        heard = (Heard("a", n + 1, 0, Divergence(at=1.0, step=n, reason="loss nan", examples=(f"s{n % 3}",))),)
+        sight = dead(run, "a", 81, checkpoint_step=10 * n + 10)
+        run, _ = step(run, Seen(sights=(sight,), heard=heard), at(100 * n))
         run, effects = step(run, Seen(), at(100 * n + 50))
-        scales += [e.spec.learning_rate_scale for e in effects if isinstance(e, Launch)]
-    assert scales == [0.5, 0.25, 0.125]
+        specs += [e.spec for e in effects if isinstance(e, Launch)]
+    assert [spec.learning_rate_scale for spec in specs] == [0.5, 0.25, 0.125, 0.0625, 0.0625]
+    assert [spec.deliver_best for spec in specs] == [False] * 4 + [True]
+    assert [spec.skip_examples for spec in specs] == [("s0",), ("s0", "s1")] + [("s0", "s1", "s2")] * 3
     assert run.stage("a").state is Status.FAILED
+    run, effects = step(run, Seen(commands=(command(CommandKind.RETRY, "a"),)), at(900))
+    assert [e.spec.deliver_best for e in effects if isinstance(e, Launch)] == [False]
+
+
+def interrupted(run, checkpoint_step):
+    return Sight("a", len(run.stage("a").attempts), alive=False, checkpoint_step=checkpoint_step)
+
+
+def test_a_stage_under_which_the_machine_goes_down_again_and_again_gets_less_memory():
+    """Every third interruption without a new checkpoint takes a rung; those with progress cost none, and none fails."""
+    run, _ = step(make_run(config("a", settings={"effective_batch": 4, "epochs": 1})), Seen(), at(0))
+    plans = []
+    for n, checkpoint in enumerate([5, 10, 15, 15, 15, 15, 15, 15] + [15] * 20):
+        run, effects = step(run, Seen(sights=(interrupted(run, checkpoint),)), at(n))
+        plans += [e.spec.batch.micro_batch for e in effects if isinstance(e, Launch)]
+    assert plans[:8] == [None, None, None, None, 2, 2, 2, 1]
+    assert isinstance(run.stage("a").status, Running)
+
+
+def test_a_full_disk_waits_for_the_space_that_it_named():
+    """Not before it is there, however late; at once when it is; and it never fails a stage."""
+    run, _ = step(make_run(config("a")), Seen(), at(0))
+    for n in range(20):
+        sight = replace_record(dead(run, "a", 82), needed_bytes=5_000_000_000)
+        run, effects = step(run, Seen(sights=(sight,), free_bytes=2_000_000_000), at(10_000 * n))
+        assert any(isinstance(effect, Reclaim) for effect in effects)
+        run, effects = step(run, Seen(free_bytes=4_999_999_999), at(10_000 * n + 9_000))
+        assert not launched(effects)
+        run, effects = step(run, Seen(free_bytes=5_000_000_000), at(10_000 * n + 9_001))
+        assert launched(effects) == ["a"]
+    assert run.stage("a").tries == 0
+
+
+def replace_record(sight, **changes):
+    return dataclasses.replace(sight, record=replace(sight.record, **changes))
 
 
 def test_unknown_never_restarts_anything():
@@ -184,7 +226,7 @@ def test_unknown_never_restarts_anything():
 def test_silence_is_ended_and_announced_quiet_is_not():
     """Beyond the limit the attempt is killed once and told; an announced quiet phase stretches the limit."""
     run, _ = step(make_run(config("a", silence_s=100.0)), Seen(), at(0))
-    _, effects = step(run, Seen(sights=(alive(run, "a", silent_s=900.0, quiet_s=700.0),)), at(900))
+    _, effects = step(run, Seen(sights=(alive(run, "a", silent_s=900.0, quiet_s=500.0),)), at(900))
     assert effects == []
     run, effects = step(run, Seen(sights=(alive(run, "a", silent_s=101.0),)), at(901))
     assert [e for e in effects if isinstance(e, Stop)] == [Stop("a", 1, Ask.KILL)]
@@ -305,7 +347,9 @@ def test_notes_and_fits_are_kept():
     )
     run, effects = step(run, Seen(sights=(alive(run, "a"),), heard=heard), at(1))
     assert [fact.id for fact in told(effects, "attempt.noted")] == ["a/001@120", "a/001@180"]
-    assert run.stage("a").batch.micro_batch == 4
+    run, _ = step(run, Seen(sights=(dead(run, "a", 1),)), at(2))
+    run, effects = step(run, Seen(), at(99))
+    assert next(e.spec.fits for e in effects if isinstance(e, Launch)) == {"m on cpu": 4}
 
 
 def test_what_was_saved_and_perhaps_not_told_is_told_again():

@@ -30,7 +30,8 @@ HOST = {
 }
 SHAPE = {
     "run": {
-        "id": str, "pipeline": str, "started_at": str, "finished_at": str | None, "paused": bool, "daemon_running": bool | None,
+        "id": str, "pipeline": str, "started_at": str, "finished_at": str | None, "paused": bool, "disk_hold": str,
+        "daemon_running": bool | None,
     },
     "stage": {
         "name": str, "status": str, "resource": str, "optional": bool, "attempts": int, "progress": float | None,
@@ -82,6 +83,7 @@ def test_the_status_object_tells_what_the_files_say(mid_workspace: Workspace) ->
         "started_at": "2026-02-12T18:00:00Z",
         "finished_at": None,
         "paused": False,
+        "disk_hold": "",
         "daemon_running": False,
     }
     assert stages["train_marian"] == {
