@@ -1,7 +1,9 @@
 """The machine, as far as it tells."""
 
+import threading
 import time
 
+import psutil
 import pytest
 
 from daemon import host
@@ -42,3 +44,41 @@ def test_nvidia_smi_may_hang_fail_or_babble(tmp_path, monkeypatch, script, expec
     gpus = host.read_gpus(timeout_s=0.5)
     assert time.monotonic() - started < 10
     assert (gpus[0].name if gpus else gpus) == expected
+
+
+def test_a_gpu_query_whose_children_hold_on_costs_no_more_than_its_time_out(tmp_path, monkeypatch):
+    """A wrapper that ignores SIGTERM and leaves a child with the pipe open: given up all the same, and its whole group is killed."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\ntrap '' TERM\nsleep 60 &\necho $! > {tmp_path}/child\nwait\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    started = time.monotonic()
+    assert host.read_gpus(timeout_s=1.0) is None
+    assert time.monotonic() - started < 5
+    child = int((tmp_path / "child").read_text())
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_drive_that_stops_answering_becomes_unknown(tmp_path, monkeypatch):
+    """The tick gets the last reading while it is fresh and nothing afterwards; it never waits."""
+    monkeypatch.setattr(host, "DISK_EVERY_S", 0.01)
+    monkeypatch.setattr(host, "DISK_STALE_S", 0.3)
+    stuck, answers = threading.Event(), []
+
+    def read(workspace):
+        if len(answers) >= 3:
+            stuck.wait(30)
+        answers.append(1)
+        return host.read_disks(workspace)
+
+    watch = host.DiskWatch(Workspace.at(tmp_path), read)
+    assert watch.latest()[0].free_bytes > 0
+    deadline = time.monotonic() + 10
+    while watch.latest() is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    watch.close()
+    stuck.set()
