@@ -47,7 +47,7 @@ def test_nvidia_smi_may_hang_fail_or_babble(tmp_path, monkeypatch, script, expec
 
 
 def test_a_gpu_query_whose_children_hold_on_costs_no_more_than_its_time_out(tmp_path, monkeypatch):
-    """A wrapper that ignores SIGTERM and leaves a child with the pipe open: given up all the same, and its whole group is killed."""
+    """A wrapper that ignores SIGTERM and leaves a child with the pipe open: given up all the same, its whole group killed."""
     program = tmp_path / "nvidia-smi"
     program.write_text(f"#!/bin/sh\ntrap '' TERM\nsleep 60 &\necho $! > {tmp_path}/child\nwait\n")
     program.chmod(0o755)
