@@ -75,9 +75,7 @@ def _listen(work: Work, heard: Heard) -> None:
         _note(work, heard, Note(at=event.at, text=text, fields={"device": event.device}))
     elif isinstance(event, Divergence):
         blamed = tuple(dict.fromkeys((*stage.skip_examples, *event.examples)))
-        work.put(replace(stage, skip_examples=blamed))
-        text = f"diverged at step {event.step}: {event.reason}; {len(event.examples)} examples are skipped from now on"
-        _note(work, heard, Note(at=event.at, text=text, level="warning", fields={"examples": event.examples}))
+        work.put(replace(stage, skip_examples=blamed))  # the stage's own note tells it
     elif isinstance(event, Note):
         _note(work, heard, event)
 
