@@ -44,7 +44,18 @@ OUTPUTS = {
 }
 """What the delivered folders hold; the names are the original's."""
 
-TROUBLE_KINDS = frozenset({"run.resumed", "run.stopped", "state.repaired", "stage.backed_off", "attempt.hung"})
+TROUBLE_KINDS = frozenset(
+    {
+        "run.resumed",
+        "run.stopped",
+        "state.repaired",
+        "stage.backed_off",
+        "attempt.hung",
+        "disk.held",
+        "disk.freed",
+        "disk.reclaimed",
+    }
+)
 """Facts that belong to what went wrong, whatever their level."""
 
 
@@ -169,6 +180,8 @@ def stage_note(stage: StageView, view: View, now: float) -> str:
         return status.summary
     if isinstance(status, Pending):
         return waits_for(stage.config, view.run)
+    if isinstance(status, BackingOff) and status.needed_bytes:
+        return f"waits for {words.size(status.needed_bytes)} of free space: {status.reason}"
     if isinstance(status, BackingOff):
         wait_s = max(0.0, status.since + status.delay_s - now)
         return f"{'again in ' + words.duration(wait_s) if wait_s else 'goes on next'}: {status.reason}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -21,8 +22,9 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     step_s: float = 0.01
     at_step: int = 2
     fault: str = ""
-    """`crash`, `kill`, `hang`, `deaf`, `no_receipt`, or the name of an error in state.contract."""
+    """`crash`, `kill`, `hang`, `deadlock`, `freeze`, `deaf`, `no_receipt`, or the name of an error in state.contract."""
     faulty_attempts: int = 1
+    checkpoint_bytes: int = 0
 
 
 def main(ctx: StageContext) -> Delivery:
@@ -38,7 +40,7 @@ def main(ctx: StageContext) -> Delivery:
         time.sleep(settings.step_s)
         with trail.open("a") as file:
             file.write(f"{step}\n")
-        ctx.save_checkpoint(step, lambda folder, step=step: _fill(folder, step))
+        ctx.save_checkpoint(step, lambda folder, step=step: _fill(folder, step, settings.checkpoint_bytes))
         ctx.progress(step, settings.steps, "steps", step=step, steps=settings.steps)
         ctx.metric({"loss": 1.0 / step}, step)
     out = ctx.workspace.root / "out" / ctx.spec.stage
@@ -47,8 +49,9 @@ def main(ctx: StageContext) -> Delivery:
     return Delivery(outputs=[out], metrics={"steps": float(settings.steps)}, summary=f"{settings.steps} steps")
 
 
-def _fill(folder: Path, step: int) -> None:
+def _fill(folder: Path, step: int, size_bytes: int) -> None:
     (folder / "position.json").write_text(json.dumps({"step": step}))
+    (folder / "ballast").write_bytes(bytes(size_bytes))
 
 
 def _misbehave(fault: str) -> None:
@@ -58,6 +61,12 @@ def _misbehave(fault: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if fault == "hang":
         time.sleep(3600)
+    if fault == "deadlock":  # a loader whose worker waits for its reader, and the reader for the worker
+        lock = threading.Lock()
+        with lock:
+            lock.acquire()
+    if fault == "freeze":
+        os.kill(os.getpid(), signal.SIGSTOP)
     if fault == "no_receipt":
         os._exit(0)
     if fault.endswith("Error"):

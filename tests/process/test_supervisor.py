@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 from daemon import locks
 from daemon.inbox import new_command, submit
+from state.checkpoints import Checkpoints
 from state.contract import CommandKind, Outcome
 from state.machine import Status
 from state.pipeline import Pipeline, Resource, StageConfig
@@ -51,11 +53,11 @@ def probe(name, resource=Resource.CPU, needs=(), optional=False, silence_s=1800.
 class Watched:
     """A daemon on a workspace, as a process of its own."""
 
-    def __init__(self, folder: Path, *stages: StageConfig) -> None:
+    def __init__(self, folder: Path, *stages: StageConfig, keep_free_gb: float = 0.0) -> None:
         self.workspace = Workspace.at(folder / "w")
         self.file = folder / "pipeline.json"
         self.output = folder / "console.txt"
-        self.file.write_bytes(msgspec.json.encode(Pipeline(name="probes", stages=stages)))
+        self.file.write_bytes(msgspec.json.encode(Pipeline(name="probes", keep_free_gb=keep_free_gb, stages=stages)))
 
     def start(self) -> subprocess.Popen:
         environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
@@ -213,9 +215,10 @@ def test_a_stage_that_finished_while_no_daemon_ran_has_succeeded(tmp_path):
     assert [a.outcome for a in watched.state().stage("only").attempts] == [Outcome.SUCCEEDED]
 
 
-def test_silence_is_ended(tmp_path):
-    """A hanging stage is killed after its limit and tried again."""
-    watched = Watched(tmp_path, probe("only", steps=3, fault="hang", silence_s=4.0))
+@pytest.mark.parametrize("fault", ["hang", "deadlock", "freeze"])
+def test_silence_is_ended(tmp_path, fault):
+    """A stage that sleeps, is deadlocked or was stopped by a signal is killed after its limit and tried again."""
+    watched = Watched(tmp_path, probe("only", steps=3, fault=fault, silence_s=4.0))
     assert watched.run() == 0
     assert [a.outcome for a in watched.state().stage("only").attempts] == [Outcome.HUNG, Outcome.SUCCEEDED]
 
@@ -274,3 +277,59 @@ def test_another_pipelines_workspace_is_refused(tmp_path):
     assert second.wait(timeout=20) == 1
     assert "WorkspaceMismatchError" in watched.output.read_text()
     assert watched.workspace.state.read_bytes() == before
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 2 MB below the workspace, with a filler that leaves 300 kB."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount a small file system")
+    folder = tmp_path / "w"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(folder, leave_bytes):
+    """Write a file that leaves so much; its path."""
+    filler = folder / "filler"
+    filler.write_bytes(bytes(shutil.disk_usage(folder).free - leave_bytes))
+    return filler
+
+
+@pytest.mark.root
+def test_a_disk_that_fills_up_in_mid_stage_stops_it_and_space_lets_it_go_on(tmp_path, small_disk):
+    """The save that would not fit is not begun; the stage waits for the space that it named; then each step is done once."""
+    watched = Watched(tmp_path, probe("only", steps=12, step_s=0.1, checkpoint_bytes=100_000))
+    daemon = watched.start()
+    watched.wait_for(lambda: watched.step_of("only") >= 3)
+    filler = fill(small_disk, leave_bytes=40_000)
+    waiting = watched.wait_for(lambda: watched.state().stage("only").state is Status.BACKING_OFF)
+    assert waiting
+    status = watched.state().stage("only").status
+    assert status.outcome is Outcome.DISK_FULL
+    assert status.needed_bytes > 100_000
+    kept = Checkpoints(watched.workspace.checkpoints("only")).newest_step()
+    assert kept >= 3
+    filler.unlink()
+    assert daemon.wait(timeout=60) == 0
+    assert sorted(set(watched.trail("only"))) == list(range(1, 13))
+    assert len(watched.trail("only")) <= 13
+
+
+@pytest.mark.root
+def test_a_nearly_full_disk_holds_the_run_before_a_save_fails(tmp_path, small_disk):
+    """The stage checkpoints and waits, which is told; with space it goes on and loses nothing."""
+    watched = Watched(tmp_path, probe("only", steps=60, step_s=0.1), keep_free_gb=0.0005)
+    daemon = watched.start()
+    watched.wait_for(lambda: watched.step_of("only") >= 2)
+    filler = fill(small_disk, leave_bytes=400_000)
+    watched.wait_for(lambda: watched.state().disk_hold != "" and watched.state().stage("only").state is Status.BACKING_OFF)
+    assert watched.state().stage("only").attempts[-1].outcome is Outcome.STOPPED
+    assert watched.step_of("only") < 60
+    filler.unlink()
+    assert daemon.wait(timeout=60) == 0
+    assert watched.trail("only") == list(range(1, 61))
+    kinds = [fact.kind for fact in read_journal(watched.workspace.journal)]
+    assert kinds.count("disk.held") == kinds.count("disk.freed") == 1
