@@ -13,8 +13,8 @@ from state.contract import BatchPlan
 def next_rung(plan: BatchPlan, settings: dict[str, Any], fits: Mapping[str, int] | None = None) -> BatchPlan | None:
     """The rung below `plan` for a stage with these settings and memory fits; None below the last.
 
-    A training stage (one with an effective batch) halves its micro-batch down to 1, then recomputes activations
-    (gradient checkpointing), then pages its optimizer. Any other halves its batch down to 1.
+    A training stage (one with an effective batch) halves its micro-batch down to 1, and with it its evaluation batch; then it
+    recomputes activations (gradient checkpointing), then pages its optimizer. Any other halves its batch down to 1.
     """
     effective = settings.get("effective_batch")
     if effective is None and "epochs" not in settings:
@@ -22,7 +22,7 @@ def next_rung(plan: BatchPlan, settings: dict[str, Any], fits: Mapping[str, int]
     planned = plan.micro_batch or settings.get("micro_batch") or effective or 32
     micro_batch = min([planned, *(fits or {}).values()])
     if micro_batch > 1:
-        return replace(plan, micro_batch=micro_batch // 2)
+        return replace(plan, micro_batch=micro_batch // 2, eval_batch=micro_batch // 2)
     if not (plan.gradient_checkpointing or settings.get("gradient_checkpointing")):
         return replace(plan, gradient_checkpointing=True)
     if not (plan.paged_optimizer or settings.get("paged_optimizer")):

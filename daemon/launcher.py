@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+import psutil
 import structlog
 from msgspec.structs import replace
 
@@ -151,9 +152,15 @@ class Launcher:
 
 
 def environment() -> dict[str, str]:
-    """The environment of an attempt: the daemon's, with this project importable and output unbuffered."""
+    """The environment of an attempt: the daemon's, with this project importable, output unbuffered, and threads pinned.
+
+    The number of threads changes the bits of a training on the CPU, so every attempt gets the same, however many cores are
+    free; and threads that wait by spinning cost a busy machine most of its time (docs/LOG.md).
+    """
     path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH", "")]))
-    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+    pinned = {"OMP_NUM_THREADS": str(psutil.cpu_count(logical=False) or 1), "OMP_WAIT_POLICY": "PASSIVE"}
+    ours = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return {**pinned, **os.environ, **ours}
 
 
 def oom_kills() -> int:

@@ -51,10 +51,17 @@ def _buckets(part: NDArray[np.int64], sizes: Sizes, effective_batch: int) -> lis
     return [*_buckets(ordered[:middle], sizes, effective_batch), *_buckets(ordered[middle:], sizes, effective_batch)]
 
 
-def longest(sizes: Sizes, count: int) -> tuple[int, ...]:
-    """Indices of `count` examples, the longest in every respect: no `count` examples of any epoch are padded to more."""
+def worst_case(sizes: Sizes, micro_batch: int, effective_batch: int) -> tuple[int, ...]:
+    """Indices for a probe in micro-batches: none of any step is padded to more, nor has more beside it.
+
+    The longest in each respect stand first and together. Where a step takes several micro-batches they come twice, since every
+    one after the first runs beside a gradient; and there are three or four, since which respect costs most is not known.
+    """
     by_sum = np.argsort(-sizes.sum(axis=1), kind="stable").tolist()
-    return tuple(dict.fromkeys([*by_sum[:1], *sizes.argmax(axis=0).tolist(), *by_sum]))[:count]
+    worst = tuple(dict.fromkeys([*sizes.argmax(axis=0).tolist(), *by_sum]))
+    if micro_batch >= min(effective_batch, len(sizes)):
+        return worst[:micro_batch]
+    return worst[: micro_batch * math.ceil(3 / micro_batch)] * 2
 
 
 def cut(batch: Sequence[int], micro_batch: int) -> list[Sequence[int]]:

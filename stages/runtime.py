@@ -182,11 +182,17 @@ class StageContext:
 
     # -- keeping
     def save_checkpoint(
-        self, step: int, fill: Callable[[Path], None], *, healthy: bool = True, info: dict[str, Any] | None = None
+        self,
+        step: int,
+        fill: Callable[[Path], None],
+        *,
+        healthy: bool = True,
+        info: dict[str, Any] | None = None,
+        expected_bytes: int = 0,
     ) -> Checkpoint:
-        """Publish checkpoint `step`, retire older ones, and say so."""
+        """Publish checkpoint `step`, retire older ones, and say so; `expected_bytes` as in `Checkpoints.publish`."""
         started = time.monotonic()
-        checkpoint = self.checkpoints.publish(step, fill, healthy=healthy, info=info)
+        checkpoint = self.checkpoints.publish(step, fill, healthy=healthy, info=info, expected_bytes=expected_bytes)
         size_bytes = sum(record.size_bytes for record in checkpoint.manifest.files.values())
         relative = checkpoint.path.relative_to(self.workspace.root).as_posix()
         self.emit(

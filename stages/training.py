@@ -24,6 +24,7 @@ The parts: `recipe` (values), `data_order` and `training_rules` (pure), `ledger`
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ from stages.data_order import DataOrder, padding_share
 from stages.ledger import Ledger, LedgerError, Proof, prove
 from stages.recipe import Batch, Data, Example, Recipe, Trained, digest, summed_loss
 from stages.runtime import StageContext
-from state.contract import MisconfiguredError
+from state.contract import DivergedError, Divergence, MisconfiguredError
 from state.settings import Training
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ def train(ctx: StageContext, settings: Training, recipe: Recipe) -> Trained:
     Raises:
         StopRequested: after a checkpoint, soon after ctx.stopping turned true.
         OutOfMemoryError: one example alone does not fit.
-        DivergedError: the loss or the gradient is not finite, or the loss stays far above what it was.
+        DivergedError: the loss or the gradient is not finite, or the loss stays far above what it was; or the spec says to
+            deliver the best weights and there are none.
         MisconfiguredError: no examples, or the checkpoint belongs to other data, another model or another effective batch.
     """
     from stages.training_loop import Loop
@@ -64,6 +66,8 @@ def train(ctx: StageContext, settings: Training, recipe: Recipe) -> Trained:
     order = DataOrder(sizes, settings.effective_batch, settings.epochs, ctx.spec.seed)
     best = BestWeights(ctx.scratch() / "best")
     checkpoint, position = _resume(ctx, settings, recipe, best)
+    if ctx.spec.deliver_best:
+        position = _give_up(ctx, checkpoint, position)
     ledger = _open_ledger(ctx, position)
     loop = Loop(ctx, settings, recipe, order, position, ledger, best)
     if not loop.finished:
@@ -111,7 +115,7 @@ def _resume(ctx: StageContext, settings: Training, recipe: Recipe, best: BestWei
 def _choose(ctx: StageContext, course: str) -> Checkpoint | None:
     """The newest valid checkpoint; after a divergence (another course) the newest healthy one, and what lies after it goes."""
     damaged = {path.name for path in ctx.checkpoints.folder.glob("damaged-*")}
-    checkpoint = ctx.checkpoints.newest_valid()
+    checkpoint = ctx.checkpoints.newest_valid(healthy_only=ctx.spec.deliver_best)
     if checkpoint is not None and not checkpoint.manifest.healthy and checkpoint.info.get("course") != course:
         checkpoint = ctx.checkpoints.newest_valid(healthy_only=True)
         step = checkpoint.step if checkpoint else 0
@@ -121,6 +125,29 @@ def _choose(ctx: StageContext, course: str) -> Checkpoint | None:
         if path.name not in damaged:
             ctx.note(f"A damaged checkpoint was set aside as {path.name}", level="warning")
     return checkpoint
+
+
+def _give_up(ctx: StageContext, checkpoint: Checkpoint | None, position: Position) -> Position:
+    """`position` as the end of a training that has diverged too often, and the story told."""
+    steps = [event.step for event in _divergences(ctx)]
+    story = f"Training diverged {len(steps)} times (at the steps {', '.join(map(str, steps))}) and goes no further"
+    if checkpoint is None:
+        raise DivergedError(f"{story}; there is no healthy checkpoint to deliver")
+    best = position.best
+    what = f"healthy step {position.step}" if best is None else f"step {best.step}, whose dev score {best.score:.4f} is the best"
+    ctx.note(f"{story}: the weights of {what} are delivered", level="warning", steps=steps)
+    return replace(position, ended_early=True)
+
+
+def _divergences(ctx: StageContext) -> list[Divergence]:
+    """What the earlier attempts said of their divergences, in order."""
+    found: list[Divergence] = []
+    for number in range(1, ctx.spec.attempt):
+        path = ctx.workspace.attempt(ctx.spec.stage, number).events
+        for line in path.read_bytes().splitlines() if path.exists() else ():
+            with contextlib.suppress(msgspec.DecodeError):  # of another kind, or torn
+                found.append(msgspec.json.decode(line, type=Divergence))
+    return found
 
 
 def _course(ctx: StageContext) -> str:
@@ -173,6 +200,8 @@ def _finish(ctx: StageContext, recipe: Recipe, loop: Loop) -> Trained:
         "padding_share": round(padding_share([order.batch(step) for step in range(order.per_epoch)], order.sizes), 6),
         "ledger_exact": float(proof.exact),
     }
+    if ctx.spec.deliver_best:
+        metrics["diverged"] = 1.0
     if best is not None:
         name = loop.score_name
         metrics |= {f"{name}_before": position.scores[0].score, f"{name}_after": best.score, "best_step": float(best.step)}

@@ -10,9 +10,10 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from stages.recipe import Recipe
 from stages.runtime import StageContext
-from stages.training_gradient import Gradients
+from stages.training_gradient import Gradients, device_name
 from stages.training_loop import Loop
 from stages.training_state import OPTIMIZER, load_optimizer
+from state.contract import fit_key
 from state.settings import Training
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def build(ctx: StageContext, settings: Training, recipe: Recipe, loop: Loop, res
     trainer: Any = _adapted(base)(model=recipe.model, data_collator=_untouched, callbacks=[_Steps(loop)], **extra)
     trainer.remove_callback(PrinterCallback)
     trainer.loop, trainer.recipe, trainer.resumed = loop, recipe, resumed
-    trainer.sizes = _batch_sizes(ctx, settings, loop)
+    trainer.sizes = _batch_sizes(ctx, settings, loop, device_name(trainer.args.device))
     return trainer
 
 
@@ -69,11 +70,14 @@ def _paged(ctx: StageContext, settings: Training) -> bool:
     return (settings.paged_optimizer if planned is None else planned) and torch.cuda.is_available()
 
 
-def _batch_sizes(ctx: StageContext, settings: Training, loop: Loop) -> tuple[int, int]:
-    """The micro-batch to start with (what was found to fit, else the setting, else the effective batch), and evaluation's."""
-    known = loop.position.micro_batch if ctx.spec.batch.micro_batch is None else ctx.spec.batch.micro_batch
-    micro_batch = min(known or settings.micro_batch or settings.effective_batch, settings.effective_batch)
-    return micro_batch, ctx.spec.batch.eval_batch or micro_batch
+def _batch_sizes(ctx: StageContext, settings: Training, loop: Loop, device: str) -> tuple[int, int]:
+    """The micro-batch to start with and evaluation's: no limit that is known (setting, rung, what fitted here) is exceeded."""
+    position, batch = loop.position, ctx.spec.batch
+    fitted = ctx.spec.fits.get(fit_key(loop.recipe.model_name, device))
+    reached = position.micro_batch if position.device == device else None
+    limits = (settings.effective_batch, settings.micro_batch, batch.micro_batch, fitted, reached)
+    micro_batch = min(limit for limit in limits if limit)
+    return micro_batch, batch.eval_batch or micro_batch
 
 
 def _sft(arguments: dict[str, Any], recipe: Recipe) -> tuple[type[Trainer], dict[str, Any]]:

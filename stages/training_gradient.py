@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from stages.data_order import cut
-from stages.recipe import Batch, Recipe
+from stages.recipe import Batch, Data, Recipe
 from stages.runtime import StageContext, out_of_memory
 from stages.training_rules import step_seed
 from state.contract import OutOfMemoryError, StageError
@@ -81,7 +81,7 @@ class Gradients:
         tokens = done = 0
         while done < len(order):
             part = order[done : done + self.eval_batch]
-            loss = self._dev_loss(model, dev.collate(part))
+            loss = self._dev_loss(model, dev, part)
             if loss is None:
                 self._shrink_evaluation(len(part))
                 continue
@@ -108,11 +108,11 @@ class Gradients:
             self.recipe.after_backward()
         return StepLoss(summed, tokens)
 
-    def _dev_loss(self, model: torch.nn.Module, batch: Batch) -> StepLoss | None:
+    def _dev_loss(self, model: torch.nn.Module, dev: Data, part: Sequence[int]) -> StepLoss | None:
         """None: it did not fit."""
         try:
             with torch.no_grad():
-                loss, count = self.recipe.token_loss(model, self._placed(batch))
+                loss, count = self.recipe.token_loss(model, self._placed(dev.collate(part)))
                 return StepLoss(float(loss), count)
         except (RuntimeError, MemoryError) as error:
             if not recoverable(error):

@@ -9,21 +9,33 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 import torch
 from msgspec.structs import replace
 
 from stages import training_rules as rules
-from stages.data_order import DataOrder, longest
+from stages.data_order import DataOrder, worst_case
 from stages.ledger import Entry, Ledger
 from stages.recipe import Recipe
 from stages.runtime import StageContext
 from stages.training_gradient import Gradients, StepLoss, device_name, drop_gradients, optimizer_ballast
-from stages.training_state import OPTIMIZER, WEIGHTS, BestWeights, Position, Scored, save_optimizer, save_weights, trainable
+from stages.training_state import (
+    OPTIMIZER,
+    WEIGHTS,
+    BestWeights,
+    Position,
+    Scored,
+    checkpoint_bytes,
+    finite,
+    newest_healthy,
+    save_optimizer,
+    save_weights,
+    trainable,
+)
 from state.checkpoints import MANIFEST, Manifest
 from state.contract import DivergedError, StopRequested
 from state.settings import Training
@@ -122,14 +134,13 @@ class Loop:
         entry = Entry(self.step + 1, used, tuple(index for index in batch if index in self.skipped))
         try:
             loss = self.gradients.compute(model, used, self.step, self._beat)
+            self._norm = clipped(model, self.settings.max_grad_norm or math.inf)
+            if not (math.isfinite(loss.mean) and math.isfinite(self._norm)):
+                drop_gradients(model)
+                self._blame(model, used, f"loss {loss.mean:g} and gradient norm {self._norm:g}")
         except StopRequested:
             self.save(model)
             raise
-        limit = self.settings.max_grad_norm or math.inf
-        self._norm = float(torch.nn.utils.clip_grad_norm_(trainable(model).values(), limit))
-        if not (math.isfinite(loss.mean) and math.isfinite(self._norm)):
-            drop_gradients(model)
-            self._diverged(f"loss {loss.mean:g} and gradient norm {self._norm:g}", entry)
         self._last = (loss, entry)
         return loss.mean
 
@@ -148,9 +159,9 @@ class Loop:
         assert self._last is not None
         loss, entry = self._last
         self._record(loss, entry)
-        self._tell(loss)
+        self._tell()
         if self.position.sanity.diverged:
-            self._diverged(f"loss {loss.mean:g} after {rules.SPIKES_IN_A_ROW} steps far above the usual", entry)
+            self._blame_spike(f"loss {loss.mean:g} after {rules.SPIKES_IN_A_ROW} steps far above the usual")
         try:
             self._evaluate_if_due(model)
             if self.ctx.stopping:
@@ -170,14 +181,16 @@ class Loop:
         started = time.monotonic()
         self.ctx.quiet(QUIET_S, f"saving the checkpoint of step {self.step}")
         self.position = replace(self.position, ledger=self.ledger.mark(), seconds=self._seconds())
-        healthy = self.position.sanity.sane_in_a_row >= rules.sane_steps_for_health(self.order.steps)
+        healthy = self.position.sanity.sane_in_a_row >= rules.sane_steps_for_health(self.order.steps) and finite(model)
 
         def fill(folder: Path) -> None:
             save_weights(model, folder / WEIGHTS)
             save_optimizer(self.optimizer, folder / OPTIMIZER)
 
         info = msgspec.to_builtins(self.position)
-        self.ctx.save_checkpoint(self.step, fill, healthy=healthy, info=info)
+        self.ctx.save_checkpoint(
+            self.step, fill, healthy=healthy, info=info, expected_bytes=checkpoint_bytes(model, self.optimizer)
+        )
         self._saved = (self.step, self.position.scores)
         self._forget_bests()
         self._saved_at = time.monotonic()
@@ -207,16 +220,18 @@ class Loop:
             tokens_seen=before.tokens_seen + loss.tokens,
             sanity=before.sanity.after(loss.mean) if entry.examples else before.sanity,
         )
-        self._losses.append(loss.mean)
+        if entry.examples:
+            self._losses.append(loss.mean)
 
-    def _tell(self, loss: StepLoss) -> None:
+    def _tell(self) -> None:
         self._beat(0)
         if self.step % self.metrics_every and self.step not in (1, self.order.steps):
             return
         now, (then, tokens) = time.monotonic(), self._told
         rate = self.settings.learning_rate * self.ctx.spec.learning_rate_scale
+        loss = {"loss": math.fsum(self._losses) / len(self._losses)} if self._losses else {}
         values = {
-            "loss": math.fsum(self._losses) / len(self._losses),
+            **loss,
             "learning_rate": rate * rules.learning_rate_factor(self.step - 1, self.order.steps, self.settings.warmup_share),
             "grad_norm": self._norm,
             "tokens_per_s": (self.position.tokens_seen - tokens) / max(now - then, 1e-6),
@@ -238,23 +253,67 @@ class Loop:
     def _seconds(self) -> float:
         return self._seconds_before + time.monotonic() - self._started
 
-    def _diverged(self, what: str, entry: Entry) -> None:
-        ids = [self.recipe.train.examples[index].id for index in entry.examples]
-        text = f"Training diverged at step {entry.step}: {what}"
-        self.ctx.note(text, level="error", step=entry.step, examples=ids)
+    # -- divergence
+    def _blame(self, model: torch.nn.Module, used: Sequence[int], what: str) -> NoReturn:
+        """The coming step is not finite: name the examples that are not, each tried alone at the same weights.
+
+        Where that does not tell one from another all of them are named and the weights are doubted too; where the weights
+        themselves are broken, no example is at fault.
+        """
+        step = self.step + 1
+        if not finite(model):
+            self._diverged(step, f"{what}; the weights themselves are broken", (), sane_until=self.step)
+        alone = [index for index in used if not self._finite_alone(model, index)]
+        if alone and len(alone) < len(used):
+            self._diverged(step, what, alone)
+        self._diverged(step, what, used, sane_until=self.step)
+
+    def _finite_alone(self, model: torch.nn.Module, index: int) -> bool:
+        loss = self.gradients.compute(model, (index,), self.step, self._beat_evaluation)
+        norm = clipped(model, math.inf)
+        drop_gradients(model)
+        return math.isfinite(loss.mean) and math.isfinite(norm)
+
+    def _blame_spike(self, what: str) -> NoReturn:
+        """The loss has jumped and stays: the batches since then are at fault, or the weights are."""
+        sane_until = self.step - self.position.sanity.spikes_in_a_row
+        since = [index for entry in self.ledger.entries() if entry.step > sane_until for index in entry.examples]
+        self._diverged(self.step, what, since, sane_until=sane_until)
+
+    def _diverged(self, step: int, what: str, examples: Sequence[int], sane_until: int | None = None) -> NoReturn:
+        """End the attempt. `sane_until`: the last step whose loss was sane, where the weights are in doubt."""
+        ids = [self.recipe.train.examples[index].id for index in examples]
+        self.ctx.divergence(step, what, ids)
+        text = f"Training diverged at step {step}: {what}"
+        self.ctx.note(f"{text}; {len(ids)} examples are named and left out from now on", level="error", step=step, examples=ids)
+        if sane_until is not None:
+            self._doubt(sane_until)
         raise DivergedError(text)
 
-    def _probe(self, model: torch.nn.Module, ballast: int) -> None:
-        """Run the longest examples once, without a step, so that memory is found short now and not after eleven hours.
+    def _doubt(self, sane_until: int) -> None:
+        """Drop checkpoints with fewer sane steps after them than health takes, if a healthy older one is whole.
 
-        Two micro-batches, since the second runs beside the gradient of the first; beside the optimizer's state to come.
+        The loss of step N was taken before N changed the weights: what a checkpoint holds shows only in the steps after it.
+        """
+        older = newest_healthy(self.ctx.checkpoints, sane_until - rules.sane_steps_for_health(self.order.steps))
+        if older is not None and (dropped := self.ctx.checkpoints.drop_after(older.step)):
+            self.ctx.note(
+                f"{len(dropped)} checkpoints after step {older.step} may hold the fault and were dropped", level="warning"
+            )
+
+    def _probe(self, model: torch.nn.Module, ballast: int) -> None:
+        """Run the longest examples without a step, beside the optimizer's state to come, until they fit.
+
+        So memory is found short now and not after eleven hours.
         """
         self.ctx.quiet(QUIET_S, "probing the longest batch")
-        count = min(2 * self.gradients.micro_batch, self.order.effective_batch)
-        batch = longest(self.order.sizes, count)
+        tried = 0
         with optimizer_ballast(model, ballast):
-            self.gradients.compute(model, batch, self.step, lambda _done: self.ctx.check_stop())
-        drop_gradients(model)
+            while tried != self.gradients.micro_batch:
+                tried = self.gradients.micro_batch
+                batch = worst_case(self.order.sizes, tried, self.order.effective_batch)
+                self.gradients.compute(model, batch, self.step, lambda _done: self.ctx.check_stop())
+                drop_gradients(model)
         self.ctx.memory_fit(
             self.recipe.model_name, device_name(self.gradients.device), self.gradients.micro_batch, "the longest batch fits"
         )
@@ -296,8 +355,13 @@ class Loop:
         finally:
             model.train()
         if not math.isfinite(score):
-            self._diverged(f"{self.score_name} {score:g}", Entry(self.step, ()))
+            self._diverged(self.step, f"{self.score_name} {score:g}", (), sane_until=self.step)
         return score
+
+
+def clipped(model: torch.nn.Module, limit: float) -> float:
+    """Clip the gradient to the norm `limit`; the norm that it had."""
+    return float(torch.nn.utils.clip_grad_norm_(trainable(model).values(), limit))
 
 
 class Remaining:

@@ -6,6 +6,8 @@ number states are not kept: each step seeds its own (see `training_rules.step_se
 
 from __future__ import annotations
 
+import contextlib
+import math
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from stages.ledger import Mark
 from stages.training_rules import Sanity
+from state.checkpoints import Checkpoint, Checkpoints, DamagedCheckpointError, verify
 from state.contract import MisconfiguredError
 from state.durable import file_digest, publish_folder
 
@@ -63,6 +66,28 @@ class Position(msgspec.Struct, frozen=True, kw_only=True):
 def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     """The parameters that are trained, by name; tied ones once."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def finite(model: torch.nn.Module) -> bool:
+    """Whether every trainable parameter is a number throughout."""
+    largest = (torch.linalg.vector_norm(parameter.detach(), math.inf) for parameter in trainable(model).values())  # takes no memory
+    return all(math.isfinite(value) for value in largest)
+
+
+def checkpoint_bytes(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Size of the tensors that a checkpoint holds: weights and moments."""
+    moments = (value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor))
+    return sum(tensor.nbytes for tensor in (*trainable(model).values(), *moments))
+
+
+def newest_healthy(checkpoints: Checkpoints, last_step: int) -> Checkpoint | None:
+    """The newest whole and healthy checkpoint of at most step `last_step`; nothing is changed."""
+    for folder in sorted(checkpoints.folder.glob("step-*"), reverse=True):
+        with contextlib.suppress(DamagedCheckpointError):
+            checkpoint = verify(folder)
+            if checkpoint.manifest.healthy and checkpoint.step <= last_step:
+                return checkpoint
+    return None
 
 
 def save_weights(model: torch.nn.Module, path: Path) -> None:

@@ -7,6 +7,9 @@ number, never of a file time: a clock that jumps changes nothing.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,9 +19,25 @@ from typing import Any
 
 import msgspec
 
-from state.durable import file_digest, sync_folder, sync_tree, tree_files, write_atomically
+from state.contract import DiskFullError
+from state.durable import (
+    bring_back,
+    check_seal,
+    file_digest,
+    make_folder,
+    read_again,
+    replace_folder,
+    sealed,
+    sync_folder,
+    sync_tree,
+    tree_files,
+    write_new,
+)
 
 MANIFEST = "manifest.json"
+MARGIN = 0.05
+LEFTOVERS = (".step-*.tmp", "damaged-step-*", "replaced-step-*")
+DAMAGE_ERRNOS = (errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
 class FileRecord(msgspec.Struct, frozen=True):
@@ -64,11 +83,23 @@ def verify(folder: Path) -> Checkpoint:
     """The checkpoint in `folder`, every byte of it read.
 
     Raises:
-        DamagedCheckpointError: no manifest, a file missing, too many, of another size or digest.
+        DamagedCheckpointError: no manifest, a file missing, too many, unreadable, of another size or digest.
+        OSError: a permission or a limit refuses, which says nothing about the checkpoint.
     """
     try:
-        manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
-    except (OSError, msgspec.DecodeError) as error:
+        return read_again(lambda: _verify(folder))
+    except OSError as error:
+        if error.errno not in DAMAGE_ERRNOS:
+            raise
+        raise DamagedCheckpointError(f"{folder}: {error}") from error
+
+
+def _verify(folder: Path) -> Checkpoint:
+    try:
+        data = (folder / MANIFEST).read_bytes()
+        check_seal(data)  # it holds the position in the data, not only the digests of the files
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except ValueError as error:
         raise DamagedCheckpointError(f"{folder}: no readable {MANIFEST} ({error})") from error
     if folder.name != folder_name(manifest.step):
         raise DamagedCheckpointError(f"{folder}: its manifest says step {manifest.step}")
@@ -94,15 +125,25 @@ class Checkpoints:
         self.keep = keep
 
     def publish(
-        self, step: int, fill: Callable[[Path], None], *, healthy: bool = True, info: dict[str, Any] | None = None
+        self,
+        step: int,
+        fill: Callable[[Path], None],
+        *,
+        healthy: bool = True,
+        info: dict[str, Any] | None = None,
+        expected_bytes: int = 0,
     ) -> Checkpoint:
         """Let `fill` write files into a temporary folder, then make them checkpoint `step`, durable and whole.
 
+        Room is made first, as `make_room` does, for `expected_bytes` or the size of the newest checkpoint.
+
         Raises:
+            DiskFullError: the save would not fit; nothing was written.
             OSError: from the disk; older checkpoints are untouched and the partial one is removed.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".{folder_name(step)}.tmp"
+        make_folder(self.folder)
+        self.make_room(max(expected_bytes, self._newest_bytes()))
+        temporary = self.folder / _temporary_name(step)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         try:
@@ -111,23 +152,38 @@ class Checkpoints:
                 path.relative_to(temporary).as_posix(): FileRecord(path.stat().st_size, file_digest(path))
                 for path in tree_files(temporary)
             }
-            sync_tree(temporary)
             manifest = Manifest(step=step, healthy=healthy, info=info or {}, files=files)
-            write_atomically(temporary / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1))
-            target = self.folder / folder_name(step)
-            # the same step again: a resume that replays up to it, or a score that came after the save
-            replaced = self._set_aside(target, "replaced") if target.exists() else None
-            os.replace(temporary, target)
-            sync_folder(self.folder)
+            write_new(temporary / MANIFEST, sealed(msgspec.json.format(msgspec.json.encode(manifest), indent=1)))
+            sync_tree(temporary)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        if replaced is not None:
-            shutil.rmtree(replaced, ignore_errors=True)
-        return Checkpoint(target, manifest)
+        # the same step again takes the old one's place: a resume that replays up to it, or a score that came after the save
+        replace_folder(temporary, self.folder / folder_name(step))
+        return Checkpoint(self.folder / folder_name(step), manifest)
+
+    def make_room(self, expected_bytes: int) -> None:
+        """See that a save of `expected_bytes` fits, with a margin; free what may go by rule while it does not.
+
+        First go leftovers and what was set aside, then all checkpoints but the newest valid and the newest valid healthy one.
+
+        Raises:
+            DiskFullError: it still does not fit.
+        """
+        needed_bytes = math.ceil(expected_bytes * (1 + MARGIN))
+        for free_more in (self._sweep, Checkpoints(self.folder, keep=1).retire):
+            if _free_bytes(self.folder) >= needed_bytes:
+                return
+            free_more()
+        if (free_bytes := _free_bytes(self.folder)) < needed_bytes:
+            raise DiskFullError(
+                f"the next checkpoint needs {needed_bytes} bytes and {free_bytes} are free at {self.folder}; free some",
+                needed_bytes,
+            )
 
     def newest_valid(self, *, healthy_only: bool = False) -> Checkpoint | None:
         """The newest checkpoint that verifies; damaged newer ones are set aside under a name that is never resumed from."""
+        self._heal()
         for folder in self._newest_first():
             try:
                 checkpoint = verify(folder)
@@ -169,22 +225,54 @@ class Checkpoints:
         """Remove every checkpoint of a later step and return what was removed: a divergence made them worthless."""
         return [_remove(folder) for folder in list(self._newest_first()) if int(folder.name.removeprefix("step-")) > step]
 
+    def _newest_bytes(self) -> int:
+        """Size of the newest checkpoint by its manifest; 0 when there is none to be read."""
+        for folder in self._newest_first():
+            with contextlib.suppress(OSError, msgspec.DecodeError):
+                manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+                return sum(record.size_bytes for record in manifest.files.values())
+        return 0
+
+    def _sweep(self) -> None:
+        """Remove what is no checkpoint: leftovers of a kill, and what was set aside."""
+        self._heal()
+        for pattern in LEFTOVERS:
+            for path in self.folder.glob(pattern):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _heal(self) -> None:
+        for path in self.folder.glob(".step-*.old"):
+            bring_back(self.folder / path.name[1 : -len(".old")])
+
     def _newest_first(self) -> Iterator[Path]:
         if not self.folder.is_dir():
             return iter(())
-        named = [p for p in self.folder.iterdir() if p.is_dir() and p.name.startswith("step-") and p.name[5:].isdigit()]
+        named = [p for p in self.folder.iterdir() if p.is_dir() and p.name.startswith("step-") and p.name[5:].isdecimal()]
         return iter(sorted(named, key=lambda p: int(p.name[5:]), reverse=True))
 
-    def _set_aside(self, folder: Path, why: str = "damaged") -> Path:
+    def _set_aside(self, folder: Path) -> None:
         number = 0
-        while (aside := self.folder / f"{why}-{folder.name}-{number}").exists():
+        while (aside := self.folder / f"damaged-{folder.name}-{number}").exists():
             number += 1
         os.replace(folder, aside)
         sync_folder(self.folder)
-        return aside
+
+
+def _temporary_name(step: int) -> str:
+    return f".{folder_name(step)}.tmp"
+
+
+def _free_bytes(folder: Path) -> int:
+    """What an ordinary user may still write."""
+    disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_frsize
 
 
 def _remove(folder: Path) -> Path:
-    (folder / MANIFEST).unlink(missing_ok=True)  # first: a kill half-way leaves no half checkpoint that looks whole
-    shutil.rmtree(folder)
+    """Remove a checkpoint: it loses its name first, durably, so that a kill or a power cut never leaves half of one."""
+    gone = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(gone, ignore_errors=True)
+    os.replace(folder, gone)
+    sync_folder(folder.parent)
+    shutil.rmtree(gone)
     return folder

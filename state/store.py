@@ -8,6 +8,7 @@ previous generation used, and the caller is told; with both damaged, loading fai
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 from dataclasses import dataclass
@@ -15,8 +16,11 @@ from pathlib import Path
 
 import msgspec
 
-from state.durable import append_durably, sync_folder, write_atomically
+from state.durable import append_durably, check_seal, make_folder, read_again, sealed, sync_folder, write_new
 from state.snapshot import Fact, RunState, decode
+
+ENVELOPE = 1
+DAMAGE_ERRNOS = (errno.ENOENT, errno.EIO)
 
 
 class StateUnreadableError(Exception):
@@ -45,55 +49,70 @@ class Store:
         self.previous = path.with_name(path.name + ".prev")
 
     def exists(self) -> bool:
-        return self.path.exists() or self.previous.exists()
+        """Whether a run was ever saved here.
+
+        Raises:
+            OSError: that cannot be seen, which is not a no.
+        """
+        return _there(self.path) or _there(self.previous)
 
     def save(self, run: RunState) -> None:
-        """Make `run` durable.
+        """Make `run` durable. The previous generation is given up only when the new one is on disk beside it.
 
         Raises:
             OSError: nothing was acknowledged; the older generations are still there.
         """
-        if self.path.exists():
+        folder = self.path.parent
+        make_folder(folder)
+        fresh = self.path.with_name(f".{self.path.name}.tmp")
+        write_new(fresh, seal(run))
+        if _there(self.path):
             spare = self.previous.with_name(self.previous.name + ".tmp")
             with contextlib.suppress(FileNotFoundError):
                 spare.unlink()
             os.link(self.path, spare)
             os.replace(spare, self.previous)
-        write_atomically(self.path, seal(run))
+        else:
+            with contextlib.suppress(PermissionError):
+                sync_folder(folder.parent)  # whoever made the workspace may have been killed before its name was durable
+        os.replace(fresh, self.path)
+        sync_folder(folder)
 
     def load(self) -> Loaded:
-        """The newest generation that is whole.
+        """The newest generation that is whole. It may be newer than what was acknowledged: save before acting on it.
 
         Raises:
             FileNotFoundError: there was never a run here.
             StateUnreadableError: files are there and none can be read.
+            OSError: the disk, a permission or a limit refuses; no file was changed.
         """
+        run, faults = self._newest()
+        return Loaded(run, self._repair(faults))
+
+    def peek(self) -> RunState:
+        """Like `load`, but changes nothing on disk: for readers beside the daemon."""
+        return self._newest()[0]
+
+    def _newest(self) -> tuple[RunState, list[str]]:
         if not self.exists():
             raise FileNotFoundError(self.path)
-        faults = []
+        faults: list[str] = []
         for path in (self.path, self.previous):
             try:
-                run = unseal(path.read_bytes())
+                return unseal(read_again(path.read_bytes)), faults
             except (OSError, ValueError) as error:
+                if isinstance(error, OSError) and error.errno not in DAMAGE_ERRNOS:
+                    raise
                 faults.append(f"{path.name}: {error}")
-                continue
-            return Loaded(run, self._repair(faults))
         raise StateUnreadableError(
             f"neither {self.path} nor {self.previous.name} can be read ({'; '.join(faults)}); "
             "restore one from a copy, or move both away to begin a new run"
         )
 
-    def peek(self) -> RunState:
-        """Like `load`, but changes nothing on disk: for readers beside the daemon."""
-        for path in (self.path, self.previous):
-            with contextlib.suppress(OSError, ValueError):
-                return unseal(path.read_bytes())
-        return self.load().run
-
     def _repair(self, faults: list[str]) -> str:
         if not faults:
             return ""
-        if self.path.exists():
+        if _there(self.path):
             os.replace(self.path, self.path.with_name(self.path.name + ".damaged"))
         os.link(self.previous, self.path)
         sync_folder(self.path.parent)
@@ -103,7 +122,7 @@ class Store:
 def seal(run: RunState) -> bytes:
     """The bytes of state.json: a line that vouches for the rest, then the run, readable."""
     body = msgspec.json.format(msgspec.json.encode(run), indent=1) + b"\n"
-    head = _Seal(vigil_state=1, size_bytes=len(body), sha256=hashlib.sha256(body).hexdigest())
+    head = _Seal(vigil_state=ENVELOPE, size_bytes=len(body), sha256=hashlib.sha256(body).hexdigest())
     return msgspec.json.encode(head) + b"\n" + body
 
 
@@ -115,6 +134,8 @@ def unseal(data: bytes) -> RunState:
     """
     head, _newline, body = data.partition(b"\n")
     found = msgspec.json.decode(head, type=_Seal)
+    if found.vigil_state != ENVELOPE:
+        raise ValueError(f"a state file of kind {found.vigil_state}, not {ENVELOPE}")
     if len(body) != found.size_bytes:
         raise ValueError(f"{len(body)} bytes where {found.size_bytes} were written")
     if hashlib.sha256(body).hexdigest() != found.sha256:
@@ -123,27 +144,104 @@ def unseal(data: bytes) -> RunState:
 
 
 class Journal:
-    """journal.jsonl: one line per fact, each told once."""
+    """journal.jsonl: one line per fact, each told once, each vouched for by a checksum of its own.
+
+    The file as it was found is never appended to: an earlier process may have met a failed fsync, and what reads well may not
+    be on disk (https://lwn.net/Articles/752063/). So the first telling, and the first after an error, writes all of it anew.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._told = {fact.id for fact in read_journal(path)}
+        self._durable = False
+        self._read()
 
     def tell(self, fact: Fact) -> bool:
-        """Append `fact` durably; False when it was told before."""
-        if fact.id in self._told:
-            return False
-        append_durably(self.path, msgspec.json.encode(fact))
-        self._told.add(fact.id)
+        """Append `fact` durably; False when it was told before.
+
+        An id that stands for another fact (the run went back a generation and numbered anew) gets a `+`.
+
+        Raises:
+            OSError: it does not count as told; tell it again.
+        """
+        try:
+            if not self._durable:
+                self._rewrite()
+            told = self._named(fact)
+            if told.id in self._told:
+                return False
+            append_durably(self.path, sealed(msgspec.json.encode(told)))
+        except OSError:
+            self._durable = False
+            raise
+        self._told[told.id] = told
         return True
+
+    def damage(self, run: RunState) -> str:
+        """What `run` has told and the journal does not show, as a sentence; empty when it is all there. Notes are not counted."""
+        known = {*self._told, *(fact.id for fact in run.untold)}
+        lost = sum(f"{number:06d}" not in known for number in range(1, run.facts + 1))
+        faults = [f"{self._unread} lines of it cannot be read" if self._unread else "", f"{lost} facts are missing" if lost else ""]
+        return f"{self.path.name}: {' and '.join(filter(None, faults))}" if any(faults) else ""
+
+    def _read(self) -> None:
+        facts, self._unread = scan_journal(self.path)
+        self._told = {fact.id: fact for fact in facts}
+
+    def _rewrite(self) -> None:
+        self._read()
+        fresh = self.path.with_name(f".{self.path.name}.tmp")
+        make_folder(self.path.parent)
+        write_new(fresh, b"".join(sealed(msgspec.json.encode(fact)) + b"\n" for fact in self._told.values()))
+        if self._unread:
+            self._keep_damaged()
+        os.replace(fresh, self.path)
+        sync_folder(self.path.parent)
+        self._durable = True
+
+    def _keep_damaged(self) -> None:
+        aside = self.path.with_name(self.path.name + ".damaged")
+        with contextlib.suppress(FileNotFoundError):
+            aside.unlink()
+        os.link(self.path, aside)
+
+    def _named(self, fact: Fact) -> Fact:
+        while (told := self._told.get(fact.id)) is not None and msgspec.json.encode(told) != msgspec.json.encode(fact):
+            fact = msgspec.structs.replace(fact, id=fact.id + "+")
+        return fact
+
+
+def unseal_fact(line: bytes) -> Fact:
+    """The fact in a line of the journal.
+
+    Raises:
+        ValueError: torn or changed (msgspec's errors are ValueErrors too).
+    """
+    check_seal(line)
+    return msgspec.json.decode(line, type=Fact)
+
+
+def scan_journal(path: Path) -> tuple[list[Fact], int]:
+    """Every whole fact in the journal, in order, and the count of lines that cannot be read."""
+    if not _there(path):
+        return [], 0
+    facts, unread = [], 0
+    for line in filter(None, read_again(path.read_bytes).split(b"\n")):
+        try:
+            facts.append(unseal_fact(line))
+        except ValueError:
+            unread += 1
+    return facts, unread
 
 
 def read_journal(path: Path) -> list[Fact]:
-    """Every whole fact in the journal, in order; a torn line is passed over."""
-    if not path.exists():
-        return []
-    facts = []
-    for line in path.read_bytes().splitlines():
-        with contextlib.suppress(msgspec.DecodeError):
-            facts.append(msgspec.json.decode(line, type=Fact))
-    return facts
+    """Every whole fact in the journal, in order; a line that is torn or changed is passed over (`Journal.damage` tells)."""
+    return scan_journal(path)[0]
+
+
+def _there(path: Path) -> bool:
+    """Unlike `exists`, sure of a no."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True

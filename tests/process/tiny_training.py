@@ -7,20 +7,23 @@ after another, each in a fork of a process that has imported everything; one wit
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 
 from stages.recipe import Batch, Data, Example, Recipe, summed_loss
 from stages.runtime import Delivery, StageContext, run
 from stages.training import train
-from stages.training_state import save_weights
-from state.contract import BatchPlan, Spec
+from stages.training_state import save_weights, trainable
+from state.contract import BatchPlan, Event, Note, Spec
 from state.settings import Training
 from state.workspace import Workspace
 
@@ -87,6 +90,27 @@ def recipe(model: nn.Module | None = None, count: int = 60, *, dev: bool = True)
     )
 
 
+def changed(plan: Recipe, **values: Any) -> Recipe:
+    """`plan` with other values."""
+    return Recipe(**{**vars(plan), **values})
+
+
+def weights(model: nn.Module) -> torch.Tensor:
+    """All trainable weights as one vector, a copy."""
+    return torch.cat([parameter.detach().reshape(-1) for parameter in trainable(model).values()])
+
+
+def events(ctx: StageContext) -> list[Event]:
+    """What an attempt has said so far."""
+    path = ctx.attempt.events
+    return [msgspec.json.decode(line, type=Event) for line in path.read_bytes().splitlines()] if path.exists() else []
+
+
+def notes(ctx: StageContext) -> str:
+    """The texts of an attempt's notes, a line each."""
+    return "\n".join(event.text for event in events(ctx) if isinstance(event, Note))
+
+
 def context(root: Path, attempt: int = 1, **spec: object) -> StageContext:
     """A stage's context as the runner makes it, in the workspace `root`."""
     workspace = Workspace.at(root)
@@ -99,10 +123,36 @@ def context(root: Path, attempt: int = 1, **spec: object) -> StageContext:
     )
 
 
+class TinyTraining(Training, frozen=True, kw_only=True):
+    """Settings of the stage: a training's, how much memory it takes, and how much it may take."""
+
+    examples: int = 60
+    dropout: float = 0.1
+    width: int = 16
+    breadth: int = 1
+    """The loss runs over each logit so many times."""
+    spare_mib: int | None = None
+    """Address space beyond what is in use when the training starts; None: no limit."""
+
+
+def broad_loss(breadth: int) -> Callable[[nn.Module, Batch], tuple[torch.Tensor, int]]:
+    """A token loss that takes `breadth` times the memory."""
+    return lambda model, batch: summed_loss(model(batch["tokens"]).repeat(1, 1, breadth), batch["labels"])
+
+
+def limit_memory(spare_mib: int) -> None:
+    """RLIMIT_AS: this much more than is in use now."""
+    used_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used_bytes + (spare_mib << 20), resource.RLIM_INFINITY))
+
+
 def main(ctx: StageContext) -> Delivery:
     """The stage: train, and deliver the weights."""
-    settings = ctx.settings(Training)
-    plan = recipe()
+    settings = ctx.settings(TinyTraining)
+    model = tiny_model(settings.dropout, settings.width)
+    plan = changed(recipe(model, settings.examples), token_loss=broad_loss(settings.breadth))
+    if settings.spare_mib is not None:
+        limit_memory(settings.spare_mib)
     trained = train(ctx, settings, plan)
     temporary = ctx.scratch() / "model"
     temporary.mkdir(exist_ok=True)

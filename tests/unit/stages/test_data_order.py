@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.data_order import DataOrder, Sizes, cut, epoch_batches, longest, padding_share, steps_per_epoch
+from stages.data_order import DataOrder, Sizes, cut, epoch_batches, padding_share, steps_per_epoch, worst_case
 
 
 def verses(count: int) -> Sizes:
@@ -81,16 +81,31 @@ def test_batch_of_a_step_needs_no_history() -> None:
 
 
 def test_longest_examples_stand_first() -> None:
-    """A batch begins with its longest example; the probe is padded to more than any batch of its size in any epoch."""
+    """A batch begins with its longest example."""
     sizes = verses(300)
-    padded = sizes[list(longest(sizes, 16))].max(axis=0)
+    for batch in epoch_batches(sizes, 16, 0, 0):
+        totals = sizes[list(batch)].sum(axis=1)
+        assert totals[0] == totals.max()
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 3, 8, 16])
+def test_probe_is_the_worst_case(micro_batch: int) -> None:
+    """No micro-batch of any epoch is padded to more than one of the probe's; with several in a step that one comes again."""
+    sizes = verses(300)
+    probe = [sizes[list(part)].max(axis=0) for part in cut(worst_case(sizes, micro_batch, 16), micro_batch)]
     for epoch in range(3):
         for batch in epoch_batches(sizes, 16, 0, epoch):
-            totals = sizes[list(batch)].sum(axis=1)
-            assert totals[0] == totals.max()
-            assert (sizes[list(batch)].max(axis=0) <= padded).all()
-    assert len(longest(sizes, 5)) == 5
-    assert longest(alike(3), 5) == (0, 1, 2)
+            for part in cut(batch, micro_batch):
+                padded = sizes[list(part)].max(axis=0)
+                inside = [(padded <= tried).all() if micro_batch > 1 else padded.sum() <= tried.sum() for tried in probe]
+                assert sum(inside) >= (2 if micro_batch < 16 else 1)
+
+
+def test_probe_of_few_examples() -> None:
+    """Fewer examples than the micro-batch: all of them, once; a length that is zero throughout does not hide the longest."""
+    assert worst_case(alike(3), 5, 8) == (0, 1, 2)
+    sizes = np.array([(3, 0), (9, 0), (4, 0), (8, 0)])
+    assert worst_case(sizes, 1, 4) == (1, 0, 3, 1, 0, 3)
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 7, 8, 20])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import msgspec
 import pytest
 import torch
 
-from stages.recipe import Batch, Recipe, Trained
+from stages.recipe import Batch, Trained
 from stages.runtime import StageContext
 from stages.training import train
 from stages.training_state import trainable
@@ -22,7 +21,6 @@ from state.checkpoints import MANIFEST, Manifest
 from state.contract import (
     BatchPlan,
     DivergedError,
-    Event,
     MemoryFit,
     Metric,
     MisconfiguredError,
@@ -31,27 +29,10 @@ from state.contract import (
     StopRequested,
 )
 from state.settings import Training
-from tests.process.tiny_training import context, data, recipe, sequences, tiny_model, token_loss
+from tests.process.tiny_training import changed, context, data, events, notes, recipe, sequences, tiny_model, token_loss, weights
 
 SETTINGS = Training(model="tiny", epochs=3, effective_batch=8, learning_rate=1e-2, checkpoint_every_steps=4, evaluations=4)
 STEPS = 24
-BUDGET = Path(__file__).parents[4] / "shared" / "tools" / "budget.py"
-
-
-def changed(plan: Recipe, **values: Any) -> Recipe:
-    return Recipe(**{**vars(plan), **values})
-
-
-def weights(plan: Recipe) -> torch.Tensor:
-    return torch.cat([parameter.detach().reshape(-1) for parameter in trainable(plan.model).values()])
-
-
-def events(ctx: StageContext) -> list[Event]:
-    return [msgspec.json.decode(line, type=Event) for line in ctx.attempt.events.read_bytes().splitlines()]
-
-
-def notes(ctx: StageContext) -> str:
-    return "\n".join(event.text for event in events(ctx) if isinstance(event, Note))
 
 
 def untimed(trained: Trained) -> dict[str, float]:
@@ -80,7 +61,7 @@ def _settled_heap() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     ctx, plan = context(tmp_path_factory.mktemp("whole")), recipe()
-    return Whole(ctx, train(ctx, SETTINGS, plan), weights(plan))
+    return Whole(ctx, train(ctx, SETTINGS, plan), weights(plan.model))
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +69,7 @@ def without_dropout(tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
     """The weights that SETTINGS give the model without dropout."""
     plan = recipe(tiny_model(0.0))
     train(context(tmp_path_factory.mktemp("whole")), SETTINGS, plan)
-    return weights(plan)
+    return weights(plan.model)
 
 
 class Stopping:
@@ -125,7 +106,7 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, uninterrupted: 
         train(first, SETTINGS, changed(recipe(), token_loss=Stopping(first, call)))
     again, plan = context(tmp_path / "cut", attempt=2), recipe()
     trained = train(again, SETTINGS, plan)
-    assert torch.equal(weights(plan), uninterrupted.weights)
+    assert torch.equal(weights(plan.model), uninterrupted.weights)
     assert (again.scratch() / "ledger.jsonl").read_bytes() == (uninterrupted.ctx.scratch() / "ledger.jsonl").read_bytes()
     assert untimed(trained) == untimed(uninterrupted.trained)
     assert trained.metrics["ledger_exact"] == 1.0
@@ -140,7 +121,7 @@ def test_finished_training_is_not_done_again(uninterrupted: Whole) -> None:
     again = changed(recipe(), token_loss=never)
     root = uninterrupted.ctx.workspace.root
     assert train(context(root, attempt=2), SETTINGS, again).metrics == uninterrupted.trained.metrics
-    assert torch.equal(weights(again), uninterrupted.weights)
+    assert torch.equal(weights(again.model), uninterrupted.weights)
 
 
 def test_micro_batch_may_change_between_attempts(tmp_path: Path, without_dropout: torch.Tensor) -> None:
@@ -151,31 +132,9 @@ def test_micro_batch_may_change_between_attempts(tmp_path: Path, without_dropout
     plan = recipe(tiny_model(0.0))
     again = context(tmp_path / "cut", attempt=2, batch=BatchPlan(micro_batch=3))
     assert train(again, SETTINGS, plan).metrics["ledger_exact"] == 1.0
-    assert torch.allclose(weights(plan), without_dropout, atol=1e-5)
+    assert torch.allclose(weights(plan.model), without_dropout, atol=1e-5)
     fits = [event.micro_batch for event in events(again) if isinstance(event, MemoryFit)]
     assert fits == [3]
-
-
-@pytest.mark.skipif(not BUDGET.exists(), reason="the memory budget of ../shared is not there")
-def test_memory_budget_costs_no_step(tmp_path: Path) -> None:
-    """Under a budget that the whole batch exceeds, the true error is met, the micro-batch shrinks, and training ends alike."""
-    described = importlib.util.spec_from_file_location("budget", BUDGET)
-    assert described is not None
-    assert described.loader is not None
-    module = importlib.util.module_from_spec(described)
-    described.loader.exec_module(module)
-    whole = recipe(tiny_model(0.0))
-    with module.MemoryBudget(10**12) as plenty:
-        train(context(tmp_path / "whole"), SETTINGS, whole)
-    plan, ctx = recipe(tiny_model(0.0)), context(tmp_path / "scarce")
-    state = 3 * 4 * weights(plan).numel()
-    with module.MemoryBudget(state + (plenty.peak - state) // 2) as scarce:
-        trained = train(ctx, SETTINGS, plan)
-    assert scarce.ooms > 0
-    assert trained.metrics["ledger_exact"] == 1.0
-    assert trained.steps == STEPS
-    assert torch.allclose(weights(plan), weights(whole), atol=1e-5)
-    assert min(event.micro_batch for event in events(ctx) if isinstance(event, MemoryFit)) < 8
 
 
 def test_nothing_fits(tmp_path: Path) -> None:
@@ -231,7 +190,7 @@ def test_loss_that_is_not_finite_diverges(tmp_path: Path, poison: float) -> None
     ctx = context(tmp_path)
     with pytest.raises(DivergedError, match="diverged at step"):
         train(ctx, settings, plan)
-    assert bool(torch.isfinite(weights(plan)).all())
+    assert bool(torch.isfinite(weights(plan.model)).all())
     told = next(event for event in events(ctx) if isinstance(event, Note) and event.level == "error")
     assert "s5" in told.fields["examples"]
     plan = changed(recipe(), token_loss=Poisoned(poison))
@@ -293,7 +252,7 @@ def test_best_weights_are_delivered(tmp_path: Path) -> None:
 
     def score() -> float:
         value = next(scores)
-        kept[value] = weights(plan).clone()
+        kept[value] = weights(plan.model).clone()
         return value
 
     plan = changed(plan, dev_score=score)
@@ -301,7 +260,7 @@ def test_best_weights_are_delivered(tmp_path: Path) -> None:
     assert trained.ended_early
     assert trained.best_step == 4
     assert trained.steps == 16
-    assert torch.equal(weights(plan), kept[3.0])
+    assert torch.equal(weights(plan.model), kept[3.0])
     assert "ended early at step 16 of 24" in notes(ctx)
     assert trained.metrics["ledger_exact"] == 1.0
     assert (trained.metrics["dev_score_before"], trained.metrics["dev_score_after"]) == (5.0, 3.0)
@@ -311,11 +270,11 @@ def test_best_weights_are_delivered(tmp_path: Path) -> None:
 def test_training_that_only_harms_delivers_the_start(tmp_path: Path) -> None:
     """When no score beats the first, the weights are those that the model started with, and the owner is told."""
     ctx, plan = context(tmp_path), recipe(dev=False)
-    start = weights(plan).clone()
+    start = weights(plan.model).clone()
     scores = iter(range(1, 100))
     plan = changed(plan, dev_score=lambda: float(next(scores)))
     assert train(ctx, SETTINGS, plan).best_step == 0
-    assert torch.equal(weights(plan), start)
+    assert torch.equal(weights(plan.model), start)
     assert "no better dev score" in notes(ctx)
 
 
@@ -331,7 +290,7 @@ def test_damaged_checkpoint_is_set_aside(tmp_path: Path, uninterrupted: Whole) -
     file.write_bytes(bytes(content))
     again, plan = context(tmp_path / "cut", attempt=2), recipe()
     assert train(again, SETTINGS, plan).metrics["ledger_exact"] == 1.0
-    assert torch.equal(weights(plan), uninterrupted.weights)
+    assert torch.equal(weights(plan.model), uninterrupted.weights)
     assert f"damaged-{newest.name}" in notes(again)
 
 

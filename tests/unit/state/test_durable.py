@@ -2,7 +2,8 @@
 
 import pytest
 
-from state.durable import append_durably, publish_folder, tree_digest, write_atomically
+from state import durable
+from state.durable import append_durably, bring_back, publish_folder, read_again, tree_digest, write_atomically
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path):
@@ -39,3 +40,33 @@ def test_a_folder_digest_depends_on_names_and_bytes(tmp_path):
         (tmp_path / name / "sub" / ("x" if name != "c" else "y")).write_text("1")
     assert tree_digest(tmp_path / "a") == tree_digest(tmp_path / "b")
     assert tree_digest(tmp_path / "a") != tree_digest(tmp_path / "c")
+
+
+def test_publishing_where_names_cannot_be_exchanged(tmp_path, monkeypatch):
+    """On such a file system the new folder takes the place of the old one all the same."""
+    monkeypatch.setattr(durable, "_RENAME_EXCHANGE", 1 << 20)  # the kernel answers EINVAL, as such a file system does
+    test_publishing_replaces_a_folder(tmp_path)
+
+
+def test_a_replacement_cut_in_two_is_healed(tmp_path):
+    """The old folder that a crash left aside gets its name back, unless the new one already has it."""
+    for name in (".a.old", ".b.old", "b"):
+        (tmp_path / name).mkdir()
+    bring_back(tmp_path / "a")
+    bring_back(tmp_path / "b")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".b.old", "a", "b"]
+
+
+def test_a_passing_read_error_is_no_damage():
+    """Two refusals are borne, a third one is told."""
+    answers = [OSError(5, "EIO"), OSError(5, "EIO"), "read", *[OSError(5, "EIO")] * 3]
+
+    def read() -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    assert read_again(read) == "read"
+    with pytest.raises(OSError, match="EIO"):
+        read_again(read)
