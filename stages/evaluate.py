@@ -241,20 +241,18 @@ def translate_row(
     if taken is not None:
         return taken
     kept = Kept(ctx.scratch() / "translations" / f"{name[:16]}.jsonl")
-    device = "kept"
     if any(digest(source) not in kept.by_id for source in sources):
         ctx.quiet(LOAD_QUIET_S, f"loading {row.name}")
         backend = load(row.kind, model, adapter, decoding)
         batch = min(settings.batch_size, ctx.spec.batch.eval_batch or settings.batch_size)
         translate(ctx, backend, sources, batch, kept, meter.beat)
-        device = backend.device
     found = [kept.by_id[digest(sentence.source)] for sentence in sentences]
     return Translated(
         row=row,
         identity=name,
         hypotheses=[hypothesis.text for hypothesis in found],
         speed=speed_of(kept),
-        device=device,
+        device=kept.device,
         decoding=decoding.described(row.kind),
         cut=len({hypothesis.id for hypothesis in found if hypothesis.cut}),
     )

@@ -115,6 +115,7 @@ def main(ctx: StageContext) -> Delivery:
         record = _kept(workspace, path, named[path], settings)
         if record is None:
             record = _cleaned(ctx, path, named[path], settings, (index, len(paths)))
+        shutil.rmtree(ctx.scratch() / named[path], ignore_errors=True)  # hundreds of megabytes an hour of sound
         records.append(record)
         ctx.progress(index + 1, len(paths), "recordings", message=shown(path))
     chunks = [chunk for record in records for chunk in record.chunks]
@@ -199,7 +200,6 @@ def _cleaned(ctx: StageContext, path: Path, stem: str, settings: Preprocess, pla
     )
     (folder / "out" / RECORD).write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=1))
     ctx.publish(folder / "out", ctx.workspace.cleaned_audio / stem)
-    shutil.rmtree(folder, ignore_errors=True)
     return record
 
 

@@ -116,6 +116,8 @@ def main(ctx: StageContext) -> Delivery:
             f"model {settings.model}: no layer came out quantized; set load_in_4bit = false to train it as it is"
         )
     model = add_adapter(base, settings)
+    if quantized:
+        to_bfloat16(model)
     trained = train(
         ctx,
         settings,
@@ -338,6 +340,16 @@ def add_adapter(model: Any, settings: TrainGemma) -> PeftModel:
     return adapted
 
 
+def to_bfloat16(model: nn.Module) -> None:
+    """Bring the adapter to the type in which SFTTrainer trains it on a quantized base.
+
+    Here, and not there alone: an attempt that has only the delivery left to do makes no trainer, and must deliver the same bytes.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16)
+
+
 def gate(
     ctx: StageContext, model: PeftModel, tokenizer: Any, template: Template, pairs: Sequence[TrainingPair], settings: TrainGemma
 ) -> Callable[[], float] | None:
@@ -388,9 +400,13 @@ def translate(model: PeftModel, tokenizer: Any, template: Template, sources: Seq
 
 
 def save_adapter(model: PeftModel, tokenizer: Any, folder: Path, base: str) -> None:
-    """Write adapter and tokenizer; the adapter names its base model as the settings do, not by a path of this machine."""
+    """Write adapter and tokenizer; the adapter names its base model as the settings do, not by a path of this machine.
+
+    peft's README is an empty form that names such a path, and trl writes into it if this attempt has trained: it goes.
+    """
     model.peft_config["default"].base_model_name_or_path = base
     model.save_pretrained(str(folder), save_embedding_layers=False)  # "auto" looks the base up on the hub
+    (folder / "README.md").unlink()
     tokenizer.save_pretrained(str(folder))
 
 

@@ -50,7 +50,7 @@ def main(ctx: StageContext) -> Delivery:
         ctx.note(
             f"The <pad> embedding of {settings.model} was not zero (largest value {moved:.3g}); it is zero now", level="warning"
         )
-    marks = Marks(model.config)
+    marks, caches = Marks(model.config), model.config.use_cache
     trained = train(
         ctx,
         settings,
@@ -66,6 +66,7 @@ def main(ctx: StageContext) -> Delivery:
     )
     if moved := pads.clear():
         raise RuntimeError(f"training moved the <pad> embedding to {moved:.3g}: its gradient was not masked")
+    model.config.use_cache = caches  # Trainer switches it off: what is delivered may not depend on which attempt trained
     ctx.quiet(600.0, "writing the model")
     folder = ctx.scratch() / "model"
     shutil.rmtree(folder, ignore_errors=True)

@@ -90,6 +90,7 @@ def main(ctx: StageContext) -> Delivery:
     shutil.rmtree(folder, ignore_errors=True)
     model.peft_config["default"].base_model_name_or_path = settings.model  # not a path of this machine
     model.save_pretrained(str(folder), save_embedding_layers=False)  # "auto" looks the base up on the hub
+    (folder / "README.md").unlink()  # an empty form that names a path of this machine
     processor.save_pretrained(str(folder))
     target = ctx.publish(folder, ctx.workspace.fine_tuned_whisper)
     rates = {f"{name}_before": rate for name, rate in before.items()} | {f"{name}_after": rate for name, rate in after.items()}

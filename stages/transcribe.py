@@ -131,11 +131,11 @@ def _finished(transcripts: Path, source: str, mark: str) -> list[Label] | None:
     return None
 
 
-def _begun(path: Path, mark: str, batch: int) -> list[Label]:
+def _begun(path: Path, mark: str, batch: int, total: int) -> list[Label]:
     """The whole batches that an interrupted attempt left in `path`, which is cut back to them; the header where none are.
 
     A torn last line, and lines of an incomplete batch, are dropped: a batch is labelled as a whole or again, so that what
-    comes out does not depend on where the kill fell.
+    comes out does not depend on where the kill fell. All `total` labels are whole, also where the last batch is smaller.
     """
     labels: list[Label] = []
     with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError, IndexError):
@@ -143,7 +143,7 @@ def _begun(path: Path, mark: str, batch: int) -> list[Label]:
         head, *rest = content[: content.rfind(b"\n") + 1].splitlines()
         if msgspec.json.decode(head) == {"mark": mark}:
             labels = [msgspec.json.decode(line, type=Label) for line in rest]
-    labels = labels[: len(labels) // batch * batch]
+    labels = labels if len(labels) == total else labels[: len(labels) // batch * batch]
     write_atomically(path, b"".join(msgspec.json.encode(one) + b"\n" for one in [{"mark": mark}, *labels]))
     return labels
 
@@ -160,7 +160,7 @@ def _recording(labeller: Labeller, source: str, lines: Sequence[Line], mark: str
     """Label one recording, going on where an interrupted attempt stopped, and publish its transcript."""
     ctx, (before, total) = labeller.ctx, place
     path = ctx.scratch() / f"{source}.jsonl"
-    labels = _begun(path, mark, labeller.batch)
+    labels = _begun(path, mark, labeller.batch, len(lines))
     tokens = min(MAX_TOKENS, 16 + int(TOKENS_PER_S * max(line.end_s - line.start_s for line in lines)))
     while len(labels) < len(lines):
         ctx.check_stop()

@@ -67,6 +67,7 @@ class Batch(msgspec.Struct, frozen=True):
 
     seconds: float
     hypotheses: tuple[Hypothesis, ...]
+    device: str = ""
 
 
 class Backend(Protocol):
@@ -330,6 +331,11 @@ class Kept:
         return sum(batch.seconds for batch in self.batches)
 
     @property
+    def device(self) -> str:
+        """What they were made on, whichever attempt made them."""
+        return ", ".join(sorted({batch.device for batch in self.batches if batch.device}))
+
+    @property
     def tokens(self) -> int:
         return sum(hypothesis.tokens for batch in self.batches for hypothesis in batch.hypotheses)
 
@@ -380,7 +386,8 @@ def translate(
             continue
         seconds = round(time.monotonic() - started, 6)
         names = [digest(source) for source in batch]
-        kept.append(Batch(seconds, tuple(Hypothesis(id_, *pair, id_ in cut) for id_, pair in zip(names, found, strict=True))))
+        hypotheses = tuple(Hypothesis(id_, *pair, id_ in cut) for id_, pair in zip(names, found, strict=True))
+        kept.append(Batch(seconds, hypotheses, backend.device))
         beat(len(kept.by_id))
 
 

@@ -226,7 +226,7 @@ def test_a_stopped_recording_goes_on_at_its_batch(workspace: Workspace, model: P
 
 
 def test_lines_of_an_incomplete_batch_are_done_again(tmp_path: Path) -> None:
-    """What a crash left is cut back to whole batches of the same input; the file then holds exactly these."""
+    """What a crash left is cut back to whole batches of the same input (the last one may be small); the file then holds these."""
     label = verdicts.Label(
         file_name="a",
         text="t",
@@ -241,9 +241,10 @@ def test_lines_of_an_incomplete_batch_are_done_again(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     line = msgspec.json.encode(label) + b"\n"
     path.write_bytes(b'{"mark":"m"}\n' + line * 5 + b'{"torn')
-    assert len(transcribe._begun(path, "m", 2)) == 4
+    assert len(transcribe._begun(path, "m", 2, 5)) == 5
+    assert len(transcribe._begun(path, "m", 2, 6)) == 4
     assert path.read_bytes() == b'{"mark":"m"}\n' + line * 4
-    assert transcribe._begun(path, "other", 2) == []
+    assert transcribe._begun(path, "other", 2, 6) == []
     assert path.read_bytes() == b'{"mark":"other"}\n'
 
 
