@@ -77,6 +77,16 @@ def demo(args: argparse.Namespace) -> int:
     return show(_workspace(args, DEMO_WORKSPACE), fresh=args.fresh, overrides=args.set)
 
 
+def drill(args: argparse.Namespace) -> int:
+    """Break a small run in every way that Vigil promises to survive."""
+    from daemon.drill import drill as break_things
+
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal too: the drill's daemons must not outlive it
+        signal.signal(number, _leave_quietly)
+    folder = None if args.workspace is None else Path(args.workspace)
+    return break_things(folder, quick=args.quick, seed=args.seed, only=args.only, as_json=args.json, columns=_columns())
+
+
 def status(args: argparse.Namespace) -> int:
     """Say how far every stage is."""
     from daemon import host, report, view
@@ -327,6 +337,7 @@ def parser() -> argparse.ArgumentParser:
     own = command("run", run, "run a pipeline file to its end, or go on with it")
     own.add_argument("pipeline", metavar="PIPELINE", help="such as pipelines/seattle.toml")
     _add_overrides(own)
+    _add_drill(command("drill", drill, "break a small run in every way and see it recover", json="print one object"))
     command("status", status, "how far every stage is", json="print one object (docs/status-json.md)")
     own = command("watch", watch, "the run as it goes, with progress bars")
     own.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help="give a run that is just starting time to appear")
@@ -344,14 +355,34 @@ def parser() -> argparse.ArgumentParser:
     command("stop", stop, "let the stages checkpoint and end; `run` goes on later", json="print the answer")
     own = command("report", report, "write report/index.html and report/report.md", json="print the paths")
     own.add_argument("--quiet", action="store_true", help="print nothing")
-    own = command("corpus", corpus, "build verse pairs, test set and glossary", json="print the manifest")
+    _add_corpus(command("corpus", corpus, "build verse pairs, test set and glossary", json="print the manifest"))
+    command("setup", setup, "install or repair the environments (done by ./vigil)")
+    return whole
+
+
+DRILL = """\
+Runs Vigil's own small pipeline (pipelines/drill.toml) in a scratch folder, on
+the CPU, breaks it in every way that Vigil promises to survive, and compares
+each end with the undisturbed run's. Exit code 0 only if all held. A pipeline of
+your own cannot be drilled yet. The scratch folder is made in --workspace (or
+the system's temporary folder), removed when all held, and kept and named when
+not. Without --quick each fault strikes three times, at different moments.
+"""
+
+
+def _add_drill(own: argparse.ArgumentParser) -> None:
+    own.description, own.formatter_class = DRILL, argparse.RawDescriptionHelpFormatter
+    own.add_argument("--quick", action="store_true", help="each fault once, in under four minutes on two cores")
+    own.add_argument("--seed", type=int, metavar="N", help="the same faults at the same steps as another drill")
+    own.add_argument("--only", action="append", default=[], metavar="FAULT", help="such as power-cut; may be repeated")
+
+
+def _add_corpus(own: argparse.ArgumentParser) -> None:
     own.add_argument("--source", required=True, metavar="DIR", help="texts in the layout of scrollmapper/bible_databases")
     own.add_argument("--out", required=True, metavar="DIR", help="where the corpus goes")
     own.add_argument("--english", type=_names, metavar="A,B", help="English texts (KJV,ASV,BBE,YLT,NHEB)")
     own.add_argument("--spanish", type=_names, metavar="A,B", help="Spanish texts (SpaRV,SpaRV1865)")
     own.add_argument("--min-verses", type=_count, metavar="N", help="refuse a text with fewer verses (20000)")
-    command("setup", setup, "install or repair the environments (done by ./vigil)")
-    return whole
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -398,6 +429,7 @@ CODES = {
     "WorkspaceMismatchError": ExitCode.MISCONFIGURED,
     "WorkspaceBusyError": EX_BUSY,
     "PreparationError": 1,
+    "StuckError": 1,
     "CorpusError": ExitCode.MISCONFIGURED,
 }
 """By name, since their modules are imported only where they are needed; their texts are whole sentences already."""
@@ -412,7 +444,7 @@ def explain(error: Exception, args: argparse.Namespace) -> tuple[int, str]:
         return CODES[name], str(error)
     if not isinstance(error, OSError):
         raise error
-    writes, option = args.command in ("run", "demo", "corpus"), "--out" if args.command == "corpus" else "--workspace"
+    writes, option = args.command in ("run", "demo", "corpus", "drill"), "--out" if args.command == "corpus" else "--workspace"
     if isinstance(error, FileNotFoundError) and not writes:
         return EX_USAGE, f"there is no run in {place(args)}{_elsewhere(args)}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

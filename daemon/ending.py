@@ -31,7 +31,7 @@ class Sight:
     last_words: str = ""
     """The last line of output of a dead attempt that left no record."""
     oom_killed: bool = False
-    """The kernel's OOM-kill counter rose while it ran."""
+    """The kernel's OOM-kill counter rose while this daemon watched it."""
     adopted: bool = False
     ended_at: float | None = None
 
@@ -83,7 +83,7 @@ def _finished(sight: Sight) -> Ending:
 def _vanished(sight: Sight) -> Ending:
     """Gone without a code: the daemon was not its parent."""
     if sight.oom_killed:
-        return Ending(Outcome.OUT_OF_MEMORY, "the kernel ended it for want of memory while no daemon watched")
+        return Ending(Outcome.OUT_OF_MEMORY, "the kernel ended it for want of memory")
     return Ending(Outcome.INTERRUPTED, "interrupted together with the daemon")
 
 
@@ -98,7 +98,9 @@ def _signalled(number: int, sight: Sight, status: Running) -> Ending:
         return Ending(Outcome.OUT_OF_MEMORY, "the kernel ended it for want of memory")
     if number == signal.SIGXFSZ:
         return Ending(Outcome.DISK_FULL, "it met the limit on the size of a file (SIGXFSZ)")
-    return _by_last_words(f"ended by {name}", sight)
+    if number == signal.SIGABRT:
+        return _by_last_words(f"ended by {name}", sight)
+    return Ending(Outcome.CRASHED, f"ended by {name}")
 
 
 def _by_last_words(what: str, sight: Sight) -> Ending:

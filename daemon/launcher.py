@@ -19,7 +19,7 @@ import psutil
 import structlog
 from msgspec.structs import replace
 
-from daemon import clock, locks
+from daemon import locks
 from daemon.effects import Ask, Launch
 from daemon.ending import Sight
 from state import symptoms
@@ -37,27 +37,22 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 
-class _Birth(msgspec.Struct, frozen=True):
-    """launch.json: what a later daemon must know of an attempt's start."""
-
-    pid: int
-    boot: str
-    oom_kills: int
-    """The kernel's count before it."""
-
-
 class Launcher:
     """The attempts of one run, as processes."""
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
         self._children: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
+        self._oom_kills_before: dict[tuple[str, int], int] = {}
+        """The kernel's count when this daemon first saw an attempt alive."""
         self._stillborn: dict[tuple[str, int], ExitRecord] = {}
 
     def launch(self, effect: Launch) -> None:
         """Start the attempt of a spec; one that cannot be started is seen as ended, with the reason."""
         try:
             self._start(effect)
+        except locks.LockHeldError:  # alive: the state went back to a generation before this launch, and the attempt is adopted
+            log.warning("attempt.adopted", stage=effect.spec.stage, attempt=effect.spec.attempt)
         except OSError as error:
             code = ExitCode.DISK_FULL if error.errno in symptoms.DISK_ERRNOS else ExitCode.TRANSIENT
             key = (effect.spec.stage, effect.spec.attempt)
@@ -70,11 +65,11 @@ class Launcher:
         spec = replace(effect.spec, workspace=str(self.workspace.root))
         attempt = self.workspace.attempt(spec.stage, spec.attempt)
         attempt.root.mkdir(parents=True, exist_ok=True)
-        write_atomically(attempt.spec, msgspec.json.format(msgspec.json.encode(spec), indent=1))
-        self._link_log(effect.number, spec.stage, attempt)
         lock = locks.take(attempt.lock)
-        kills = oom_kills()
         try:
+            write_atomically(attempt.spec, msgspec.json.format(msgspec.json.encode(spec), indent=1))
+            self._link_log(effect.number, spec.stage, attempt)
+            self._oom_kills_before[(spec.stage, spec.attempt)] = oom_kills()
             with open(attempt.output, "ab") as output:
                 child = subprocess.Popen(
                     [sys.executable, "-P", "-m", spec.module, str(attempt.root)],
@@ -89,10 +84,6 @@ class Launcher:
         finally:
             os.close(lock)
         self._children[(spec.stage, spec.attempt)] = child
-        with contextlib.suppress(
-            OSError
-        ):  # it runs already; without the file an OOM kill under no daemon looks like an interruption
-            attempt.launch.write_bytes(msgspec.json.encode(_Birth(child.pid, clock.boot_id(), kills)))
         log.info("attempt.launched", stage=spec.stage, attempt=spec.attempt, pid=child.pid)
 
     def sight(self, stage: str, number: int) -> Sight:
@@ -106,6 +97,9 @@ class Launcher:
             return Sight(stage, number, alive=None, code=code)
         if child is not None and code is None and alive is False:
             alive = True  # a child that closed its lock is still a child
+        key = (stage, number)
+        if alive:
+            self._oom_kills_before.setdefault(key, oom_kills())
         if alive is not False:
             return Sight(stage, number, alive=alive, adopted=child is None)
         record = self._stillborn.get((stage, number)) or _read(attempt.exit, ExitRecord)
@@ -119,7 +113,7 @@ class Launcher:
             receipt=receipt if receipt is not None and receipt.attempt == number else None,
             checkpoint_step=Checkpoints(self.workspace.checkpoints(stage)).newest_step(),
             last_words=last_line(attempt.output) if record is None else "",
-            oom_killed=_oom_killed_since(_read(attempt.launch, _Birth)),
+            oom_killed=key in self._oom_kills_before and oom_kills() > self._oom_kills_before[key],
             adopted=child is None,
             ended_at=record.at if record is not None else None,
         )
@@ -170,10 +164,6 @@ def oom_kills() -> int:
             if line.startswith("oom_kill "):
                 return int(line.split()[1])
     return 0
-
-
-def _oom_killed_since(birth: _Birth | None) -> bool:
-    return birth is not None and birth.boot == clock.boot_id() and oom_kills() > birth.oom_kills
 
 
 def last_line(path: Path) -> str:

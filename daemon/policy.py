@@ -6,6 +6,8 @@ the end.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from msgspec.structs import replace
 
 from daemon import silence
@@ -40,13 +42,13 @@ def step(run: RunState, seen: Seen, now: Now) -> tuple[RunState, list[Effect]]:
     return work.run, work.effects
 
 
-def begin(run: RunState, now: Now, repair: str = "") -> tuple[RunState, list[Effect]]:
-    """The first step of a daemon on a run."""
+def begin(run: RunState, now: Now, damage: Sequence[str] = ()) -> tuple[RunState, list[Effect]]:
+    """The first step of a daemon on a run; `damage`: what was found broken on the disk, a sentence each."""
     work = _renew(run, now, Seen())
     again = bool(run.starts)
     work.run = replace(work.run, starts=(*run.starts, Start(at=now.at, boot=now.boot)))
-    if repair:
-        work.tell("state.repaired", f"state.json was damaged: {repair}", level="warning")
+    for sentence in damage:
+        work.tell("state.repaired", f"damage on the disk: {sentence}", level="warning")
     if not again:
         work.tell("run.started", f"run {run.id} of pipeline {run.pipeline.name} started")
     elif not run.finished:

@@ -26,7 +26,7 @@ from daemon.reclaim import reclaim
 from state.contract import ExitCode
 from state.pipeline import Pipeline
 from state.snapshot import Fact, Running, RunState, StageState
-from state.store import Journal, Store
+from state.store import Journal, Store, read_journal
 from state.workspace import Workspace
 
 TICK_S = 1.0
@@ -122,7 +122,7 @@ class Supervisor:
         """Tick until the run is finished or the daemon is told to leave."""
         with _signals(self._leave):
             try:
-                self._take(*policy.begin(self.run, clock.read(), repair))
+                self._take(*policy.begin(self.run, clock.read(), self._damage(repair)))
                 self.tick()  # also of a finished run: a retry may lie in control/
                 while not self._over():
                     self.inbox.wait(TICK_S)
@@ -132,6 +132,12 @@ class Supervisor:
                 self.disks.close()
                 self._aside.shutdown(wait=True)
         return self._exit_code()
+
+    def _damage(self, repair: str) -> list[str]:
+        """What is broken on the disk and was not told yet."""
+        told = {fact.text for fact in read_journal(self.workspace.journal) if fact.kind == "state.repaired"}
+        found = [repair, self.journal.damage(self.run)]
+        return [sentence for sentence in found if sentence and not any(sentence in text for text in told)]
 
     def tick(self) -> None:
         """Observe, decide, save, act. What the disk refuses is tried again with the next tick: nothing was done about it yet."""

@@ -226,12 +226,17 @@ def run(main: Callable[[StageContext], Delivery], argv: Sequence[str] | None = N
         record = ExitRecord(code=ExitCode.SUCCEEDED, at=time.time())
         trace = ""
     except BaseException as error:  # the stage's boundary: whatever happened becomes a value
-        needed_bytes = error.needed_bytes if isinstance(error, DiskFullError) else 0
-        record = ExitRecord(
-            code=exit_code(error), at=time.time(), error=type(error).__name__, message=str(error), needed_bytes=needed_bytes
-        )
+        record = _record(error)
         trace = "" if isinstance(error, StopRequested) else traceback.format_exc()
     _leave(attempt, record, trace)
+
+
+def _record(error: BaseException) -> ExitRecord:
+    code, message = exit_code(error), str(error)
+    if code == ExitCode.DISK_FULL and not isinstance(error, StageError):
+        message = f"the disk is full or fails ({message})"  # some libraries say less than that
+    needed_bytes = error.needed_bytes if isinstance(error, DiskFullError) else 0
+    return ExitRecord(code=code, at=time.time(), error=type(error).__name__, message=message, needed_bytes=needed_bytes)
 
 
 def read_spec(path: Path) -> Spec:

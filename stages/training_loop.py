@@ -285,7 +285,8 @@ class Loop:
         ids = [self.recipe.train.examples[index].id for index in examples]
         self.ctx.divergence(step, what, ids)
         text = f"Training diverged at step {step}: {what}"
-        self.ctx.note(f"{text}; {len(ids)} examples are named and left out from now on", level="error", step=step, examples=ids)
+        blamed = f"{len(ids)} example{'' if len(ids) == 1 else 's'} left out from now on" if ids else "no example is to blame"
+        self.ctx.note(f"{text}; {blamed}", level="error", step=step, examples=ids)
         if sane_until is not None:
             self._doubt(sane_until)
         raise DivergedError(text)

@@ -36,7 +36,7 @@ from state.durable import (
 
 MANIFEST = "manifest.json"
 MARGIN = 0.05
-LEFTOVERS = (".step-*.tmp", "damaged-step-*", "replaced-step-*")
+LEFTOVERS = (".step-*.tmp", ".step-*.old", "damaged-step-*", "replaced-step-*")
 DAMAGE_ERRNOS = (errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 

@@ -149,7 +149,7 @@ def replace_folder(temporary: Path, target: Path) -> None:
 
 
 def bring_back(target: Path) -> None:
-    """Undo a replacement by `publish_folder` that a crash cut in two: the old folder gets its name again."""
+    """Undo a replacement by `replace_folder` that a crash cut in two: the old folder gets its name again."""
     if not target.exists() and _aside(target).exists():
         os.replace(_aside(target), target)
         sync_folder(target.parent)
@@ -179,8 +179,14 @@ def file_digest(path: Path) -> str:
 
 
 def tree_files(folder: Path) -> list[Path]:
-    """Every regular file below `folder`, sorted by relative path."""
-    return sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.relative_to(folder).as_posix())
+    """Every regular file below `folder`, sorted by relative path; none when there is no such folder.
+
+    Raises:
+        OSError: a folder cannot be listed, which does not mean that it is empty.
+    """
+    walked = os.walk(folder, onerror=_refuse) if folder.is_dir() else ()
+    found = [Path(root) / name for root, _folders, names in walked for name in names]
+    return sorted((path for path in found if path.is_file()), key=lambda path: path.relative_to(folder).as_posix())
 
 
 def tree_digest(path: Path) -> tuple[str, int]:
@@ -213,7 +219,11 @@ def _swap(new: Path, target: Path) -> Path:
     old = _aside(target)
     shutil.rmtree(old, ignore_errors=True)
     os.replace(target, old)
-    os.replace(new, target)
+    try:
+        os.replace(new, target)
+    except OSError:
+        bring_back(target)
+        raise
     return old
 
 

@@ -180,8 +180,9 @@ class Journal:
         """What `run` has told and the journal does not show, as a sentence; empty when it is all there. Notes are not counted."""
         known = {*self._told, *(fact.id for fact in run.untold)}
         lost = sum(f"{number:06d}" not in known for number in range(1, run.facts + 1))
-        faults = [f"{self._unread} lines of it cannot be read" if self._unread else "", f"{lost} facts are missing" if lost else ""]
-        return f"{self.path.name}: {' and '.join(filter(None, faults))}" if any(faults) else ""
+        if not (self._unread or lost):
+            return ""
+        return f"{self.path.name}: {self._unread} of its lines cannot be read, {lost} of the facts told are missing"
 
     def _read(self) -> None:
         facts, self._unread = scan_journal(self.path)

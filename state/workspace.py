@@ -150,11 +150,6 @@ class Attempt:
         return self.root / "spec.json"
 
     @property
-    def launch(self) -> Path:
-        """What the daemon knew when it started the attempt."""
-        return self.root / "launch.json"
-
-    @property
     def events(self) -> Path:
         return self.root / "events.jsonl"
 

@@ -65,7 +65,7 @@ ENDINGS = [
     ("the interpreter cannot start", bare(1, "OSError: [Errno 12] Cannot allocate memory"), RUNNING, Outcome.OUT_OF_MEMORY),
     ("kernel OOM kill", bare(-9, oom_killed=True), RUNNING, Outcome.OUT_OF_MEMORY),
     ("kernel OOM kill behind a shell", bare(137, oom_killed=True), RUNNING, Outcome.OUT_OF_MEMORY),
-    ("kernel OOM kill while no daemon watched", bare(oom_killed=True), RUNNING, Outcome.OUT_OF_MEMORY),
+    ("kernel OOM kill of an adopted attempt", bare(oom_killed=True), RUNNING, Outcome.OUT_OF_MEMORY),
     # disks that nobody could catch
     ("disk full while importing", bare(1, "OSError: [Errno 28] No space left on device"), RUNNING, Outcome.DISK_FULL),
     ("read-only file system", bare(1, "OSError: [Errno 30] Read-only file system: 'x'"), RUNNING, Outcome.DISK_FULL),
@@ -100,7 +100,7 @@ def test_a_crash_is_told_in_the_stages_own_words():
     """The exception's name and message, or the last line of output, reach the owner."""
     assert classify(recorded(1), RUNNING).reason == "ValueError: bad thing"
     assert classify(bare(1, "ImportError: libcublas.so.12"), RUNNING).reason == "exit code 1: ImportError: libcublas.so.12"
-    assert classify(bare(-11), RUNNING).reason == "ended by SIGSEGV"
+    assert classify(bare(-11, "a warning of long ago"), RUNNING).reason == "ended by SIGSEGV"
 
 
 def test_the_space_that_a_full_disk_asks_for_is_passed_on():
