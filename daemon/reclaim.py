@@ -7,10 +7,9 @@ from pathlib import Path
 
 from daemon import locks
 from daemon.effects import Reclaim
-from state.checkpoints import Checkpoints
+from state.checkpoints import LEFTOVERS, Checkpoints
 from state.workspace import Workspace
 
-LEFTOVERS = (".step-*.tmp", "damaged-*", "replaced-*")
 LEDGERS = "ledger*"
 
 

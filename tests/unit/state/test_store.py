@@ -33,29 +33,19 @@ def test_the_previous_generation_is_kept(tmp_path):
     assert unseal(store.previous.read_bytes()) == make_run()
 
 
-@pytest.mark.parametrize("cut", range(0, 2000, 37))
+@pytest.mark.parametrize("cut", [0, 1, 200])
 def test_a_truncated_state_falls_back_and_says_so(tmp_path, cut):
-    """Every truncation is noticed; the previous generation is used, the caller is told, the damaged file is kept."""
+    """The previous generation is used, the caller is told once, the damaged file is kept; test_store_damage.py has every cut."""
     store = Store(tmp_path / "state.json")
     store.save(make_run())
     store.save(make_run(paused=True))
     whole = store.path.read_bytes()
-    store.path.write_bytes(whole[: min(cut, len(whole) - 1)])
+    store.path.write_bytes(whole[:cut])
     loaded = store.load()
     assert loaded.run == make_run()
     assert "previous generation" in loaded.repair
     assert store.path.with_name("state.json.damaged").exists()
     assert store.load().repair == ""
-
-
-def test_every_flipped_bit_is_noticed():
-    """No single flipped bit passes for a state."""
-    whole = seal(make_run())
-    for position in range(0, len(whole), 7):
-        damaged = bytearray(whole)
-        damaged[position] ^= 1 << (position % 8)
-        with pytest.raises(ValueError, match=r".*"):
-            unseal(bytes(damaged))
 
 
 def test_with_both_generations_damaged_loading_fails(tmp_path):

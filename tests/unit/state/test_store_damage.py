@@ -1,8 +1,6 @@
 """Damage to state.json and journal.jsonl, bit by bit and byte by byte: detected or harmless, and never a silent clean start."""
 
 import random
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -23,16 +21,8 @@ def run_of(facts: int) -> RunState:
 
 
 @pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    """In memory where that can be: it is written some ten thousand times."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
-        yield Path(name)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    store = Store(tmp_path / "state.json")
+def store(memory_path: Path) -> Store:
+    store = Store(memory_path / "state.json")
     store.save(run_of(1))
     store.save(run_of(2))
     return store
@@ -81,9 +71,9 @@ def test_a_damaged_previous_state_is_never_used(store, damage):
 
 
 @pytest.mark.parametrize("damage", [flips, cuts])
-def test_a_damaged_journal_is_said(tmp_path, damage):
+def test_a_damaged_journal_is_said(memory_path, damage):
     """No flip or cut turns a fact into another one; what is lost is named against the run."""
-    path = tmp_path / "journal.jsonl"
+    path = memory_path / "journal.jsonl"
     journal = Journal(path)
     for fact in FACTS:
         journal.tell(fact)
@@ -95,35 +85,35 @@ def test_a_damaged_journal_is_said(tmp_path, damage):
         assert (len(kept) == len(FACTS)) == (Journal(path).damage(run_of(len(FACTS))) == "")
 
 
-def test_a_whole_journal_has_no_damage(tmp_path):
+def test_a_whole_journal_has_no_damage(memory_path):
     """A fact that is still untold is not missing, nor is a journal that was never begun."""
     run = msgspec.structs.replace(run_of(1), untold=FACTS[:1])
-    assert Journal(tmp_path / "journal.jsonl").damage(run) == ""
-    assert "1 facts are missing" in Journal(tmp_path / "journal.jsonl").damage(run_of(1))
+    assert Journal(memory_path / "journal.jsonl").damage(run) == ""
+    assert "1 of the facts told are missing" in Journal(memory_path / "journal.jsonl").damage(run_of(1))
 
 
-def test_a_damaged_journal_is_kept_and_goes_on(tmp_path):
+def test_a_damaged_journal_is_kept_and_goes_on(memory_path):
     """The first telling writes the whole facts anew and keeps the damaged file beside them."""
-    path = tmp_path / "journal.jsonl"
+    path = memory_path / "journal.jsonl"
     path.write_bytes(sealed(msgspec.json.encode(FACTS[0])) + b"\n" + sealed(msgspec.json.encode(FACTS[1]))[:-9] + b"\n")
     journal = Journal(path)
     assert journal.tell(FACTS[2])
     assert scan_journal(path) == ([FACTS[0], FACTS[2]], 0)
     assert path.with_name("journal.jsonl.damaged").exists()
-    assert "1 lines of it cannot be read and 1 facts are missing" in journal.damage(run_of(3))
+    assert "1 of its lines cannot be read, 1 of the facts told are missing" in journal.damage(run_of(3))
 
 
-def test_lines_without_a_checksum_are_read(tmp_path):
+def test_lines_without_a_checksum_are_read(memory_path):
     """The journal of an older Vigil counts as told."""
-    path = tmp_path / "journal.jsonl"
+    path = memory_path / "journal.jsonl"
     path.write_bytes(msgspec.json.encode(FACTS[0]) + b"\n")
     assert not Journal(path).tell(FACTS[0])
     assert read_journal(path) == [FACTS[0]]
 
 
-def test_a_number_used_twice_is_told_under_another_name(tmp_path):
+def test_a_number_used_twice_is_told_under_another_name(memory_path):
     """A run that went back a generation numbers its facts anew: the story of the repair is told all the same, and once."""
-    path = tmp_path / "journal.jsonl"
+    path = memory_path / "journal.jsonl"
     Journal(path).tell(FACTS[0])
     other = msgspec.structs.replace(FACTS[0], text="went on from the previous generation")
     assert Journal(path).tell(other)
