@@ -7,7 +7,7 @@ from pathlib import Path
 
 from daemon import locks
 from daemon.effects import Reclaim
-from state.checkpoints import LEFTOVERS, Checkpoints
+from state.checkpoints import Checkpoints
 from state.workspace import Workspace
 
 LEDGERS = "ledger*"
@@ -21,10 +21,9 @@ def reclaim(workspace: Workspace, effect: Reclaim) -> int:
             continue  # tried again meanwhile, or it cannot be told
         folder = workspace.checkpoints(stage)
         before = _size(folder)
-        for pattern in LEFTOVERS:
-            for path in folder.glob(pattern):
-                shutil.rmtree(path, ignore_errors=True)
-        Checkpoints(folder, keep=1).retire()
+        checkpoints = Checkpoints(folder, keep=1)
+        checkpoints.sweep()
+        checkpoints.retire()
         freed += before - _size(folder)
         if stage in effect.succeeded:
             freed += _clear_scratch(workspace.scratch(stage))

@@ -171,7 +171,7 @@ class Checkpoints:
             DiskFullError: it still does not fit.
         """
         needed_bytes = math.ceil(expected_bytes * (1 + MARGIN))
-        for free_more in (self._sweep, Checkpoints(self.folder, keep=1).retire):
+        for free_more in (self.sweep, Checkpoints(self.folder, keep=1).retire):
             if _free_bytes(self.folder) >= needed_bytes:
                 return
             free_more()
@@ -233,7 +233,7 @@ class Checkpoints:
                 return sum(record.size_bytes for record in manifest.files.values())
         return 0
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
         """Remove what is no checkpoint: leftovers of a kill, and what was set aside."""
         self._heal()
         for pattern in LEFTOVERS:
