@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from daemon.drill import PIPELINE, STAGE
+from daemon.drill_plan import PIPELINE, STAGE
 from daemon.drill_scene import POLL_S, Scene, surrounded
 from state.workspace import Workspace
 

@@ -80,11 +80,13 @@ def demo(args: argparse.Namespace) -> int:
 def drill(args: argparse.Namespace) -> int:
     """Break a small run in every way that Vigil promises to survive."""
     from daemon.drill import drill as break_things
+    from daemon.drill_plan import plan
 
     for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal too: the drill's daemons must not outlive it
         signal.signal(number, _leave_quietly)
     folder = None if args.workspace is None else Path(args.workspace)
-    return break_things(folder, quick=args.quick, seed=args.seed, only=args.only, as_json=args.json, columns=_columns())
+    planned = plan(Path(args.pipeline).resolve() if args.pipeline else None, args.stage, args.set)
+    return break_things(planned, folder, quick=args.quick, seed=args.seed, only=args.only, as_json=args.json, columns=_columns())
 
 
 def status(args: argparse.Namespace) -> int:
@@ -363,8 +365,9 @@ def parser() -> argparse.ArgumentParser:
 DRILL = """\
 Runs Vigil's own small pipeline (pipelines/drill.toml) in a scratch folder, on
 the CPU, breaks it in every way that Vigil promises to survive, and compares
-each end with the undisturbed run's. Exit code 0 only if all held. A pipeline of
-your own cannot be drilled yet. The scratch folder is made in --workspace (or
+each end with the undisturbed run's. Exit code 0 only if all held. With PIPELINE
+it is a training stage of your own and what that needs, cut down to a hundred
+steps; it cannot be one that needs the network. The scratch folder is made in --workspace (or
 the system's temporary folder), removed when all held, and kept and named when
 not. Without --quick each fault strikes three times, at different moments.
 """
@@ -372,6 +375,9 @@ not. Without --quick each fault strikes three times, at different moments.
 
 def _add_drill(own: argparse.ArgumentParser) -> None:
     own.description, own.formatter_class = DRILL, argparse.RawDescriptionHelpFormatter
+    own.add_argument("pipeline", nargs="?", metavar="PIPELINE", help="a pipeline file of your own")
+    own.add_argument("--stage", metavar="STAGE", help="its training stage; the first that does without the network")
+    _add_overrides(own)
     own.add_argument("--quick", action="store_true", help="each fault once, in under four minutes on two cores")
     own.add_argument("--seed", type=int, metavar="N", help="the same faults at the same steps as another drill")
     own.add_argument("--only", action="append", default=[], metavar="FAULT", help="such as power-cut; may be repeated")

@@ -1,10 +1,11 @@
-"""From a pipeline file (TOML) to a `Pipeline`: everything is checked here, before anything starts.
+"""From a pipeline file (TOML, or JSON where its name says so) to a `Pipeline`: everything is checked here, before anything starts.
 
 Unknown keys, wrong types, cycles and missing needs are refused, and the message names the file and the path to the field.
 """
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Sequence
 from graphlib import CycleError, TopologicalSorter
@@ -28,13 +29,14 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
         ConfigError: unreadable, or refused by a rule.
     """
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        raw = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{path}: cannot be read ({error}); give the path of a pipeline file such as pipelines/demo.toml"
         ) from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path}: not valid {'JSON' if path.suffix == '.json' else 'TOML'}: {error}") from error
     for override in overrides:
         _lay_over(raw, override)
     try:

@@ -20,13 +20,12 @@ from pathlib import Path
 import msgspec
 
 from daemon.drill_faults import FAULTS, Fault, Ground, checkpoint_folders, feed, free_port, recordings_digest, served
+from daemon.drill_plan import DOWNLOAD
 from daemon.drill_scene import Scene, StuckError
 from daemon.words import plural
+from state.pipeline import Pipeline
 from state.snapshot import Fact
 
-PROJECT = Path(__file__).resolve().parent.parent
-PIPELINE = PROJECT / "pipelines" / "drill.toml"
-STAGE, DOWNLOAD = "train_marian", "download"
 LANES = 2
 ROUNDS = 3
 """Of each fault, at other moments, unless the drill is to be quick."""
@@ -56,8 +55,17 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
         return not self.faults
 
 
-def drill(folder: Path | None, *, quick: bool, seed: int | None, only: Sequence[str], as_json: bool, columns: int) -> int:
-    """Break everything once (or ROUNDS times) and print what came of it: 0 if all held, else 1.
+def drill(
+    plan: tuple[Pipeline, str],
+    folder: Path | None,
+    *,
+    quick: bool,
+    seed: int | None,
+    only: Sequence[str],
+    as_json: bool,
+    columns: int,
+) -> int:
+    """Break everything in `plan` (of `drill_plan`) once, or ROUNDS times, and print what came of it: 0 if all held, else 1.
 
     `folder` is where the scratch runs go; None: a temporary one. What held is removed, what did not is kept and named.
     """
@@ -76,7 +84,7 @@ def drill(folder: Path | None, *, quick: bool, seed: int | None, only: Sequence[
     began = time.monotonic()
     findings: list[Finding] = []
     try:
-        ground = prepare(scratch)
+        ground = prepare(scratch, *plan)
         say(f"  {time.monotonic() - began:4.0f} s  undisturbed: {ground.steps} steps, a checkpoint every {ground.every_steps}")
         for finding in _tried(faults, ground, scratch, rounds, seed):
             findings.append(finding)
@@ -114,20 +122,20 @@ def chosen(names: Sequence[str]) -> list[Fault]:
 # -- the undisturbed run
 
 
-def prepare(scratch: Path) -> Ground:
+def prepare(scratch: Path, pipeline: Pipeline, name: str) -> Ground:
     """Run the pipeline undisturbed, and copy it in mid-training on the way.
 
     Raises:
         StuckError: not even that went well.
     """
-    from daemon import config
-
     port = free_port()
     overrides = (f"{DOWNLOAD}.url={feed(port)}",)
-    stage = config.load(PIPELINE, overrides).stage(STAGE)
+    stage = pipeline.stage(name)
+    file = scratch / "pipeline.json"
+    file.write_bytes(msgspec.json.format(msgspec.json.encode(pipeline), indent=1))
     snapshot = scratch / "snapshot"
     abandoned = threading.Event()
-    with served(port, 0.0), Scene(scratch / "undisturbed", PIPELINE, STAGE, overrides, abandoned) as scene:
+    with served(port, 0.0), Scene(scratch / "undisturbed", file, name, overrides, abandoned) as scene:
         scene.boot()
         scene.wait("two checkpoints", lambda: len(checkpoint_folders(scene)) >= 2)
         with scene.frozen():
@@ -135,8 +143,8 @@ def prepare(scratch: Path) -> Ground:
         scene.finish()
         undisturbed, recordings = scene.end(), recordings_digest(scene)
     return Ground(
-        pipeline=PIPELINE,
-        stage=STAGE,
+        pipeline=file,
+        stage=name,
         module=stage.module,
         steps=int(undisturbed.metrics["steps"]),
         examples=int(undisturbed.metrics["training_pairs"]),

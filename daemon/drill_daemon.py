@@ -14,10 +14,9 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from daemon import config, logs, supervisor
+from daemon.drill_plan import TRAINING
 from state.pipeline import Pipeline
 from state.workspace import Workspace
-
-TRAINING = "stages.train_"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

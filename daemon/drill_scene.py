@@ -29,7 +29,7 @@ from state.store import Store, read_journal
 from state.workspace import Workspace
 
 POLL_S = 0.03
-WAIT_S = 300.0
+WAIT_S = 900.0
 """For anything: a start on a busy machine takes long, and what never comes is a finding all the same."""
 TIMES = frozenset({"seconds", "tokens_per_s"})
 """Metrics that no two runs share."""

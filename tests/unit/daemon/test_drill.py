@@ -11,9 +11,10 @@ import pytest
 
 from daemon import config
 from daemon.cli import BadCallError
-from daemon.drill import PIPELINE, STAGE, Finding, chosen, judged, table
+from daemon.drill import Finding, chosen, judged, table
 from daemon.drill_daemon import changed
 from daemon.drill_faults import FAULTS, Ground, flip, moment
+from daemon.drill_plan import PIPELINE, STAGE, TINY, plan
 from daemon.drill_scene import End, Scene
 from state.contract import Metric, Outcome
 from state.snapshot import Attempt, Fact, RunState, StageState
@@ -58,6 +59,53 @@ def scene(folder: Path, outcomes: list[Outcome], steps: list[list[int]]) -> Scen
 
 
 POWER_CUT = next(fault for fault in FAULTS if fault.name == "power-cut")
+
+
+OWN = """
+name = "Mine"
+[[stage]]
+name = "download"
+module = "stages.download"
+resource = "network"
+settings = {url = "http://127.0.0.1:1/"}
+[[stage]]
+name = "corpus"
+module = "stages.corpus"
+settings = {source = "sample", min_verses = 2000}
+[[stage]]
+name = "train_whisper"
+module = "stages.train_whisper"
+needs = ["download"]
+settings = {model = "a/b"}
+[[stage]]
+name = "train_mine"
+module = "stages.train_marian"
+needs = ["corpus"]
+after = ["train_whisper"]
+settings = {model = "a/b", epochs = 9, learning_rate = 3e-5}
+"""
+
+
+def test_a_pipeline_of_ones_own_is_cut_down_to_one_stage_and_what_it_needs(tmp_path: Path) -> None:
+    """The first training that does without the network, with tiny steps and its own rate, beside the drill's own download."""
+    path = tmp_path / "mine.toml"
+    path.write_text(OWN)
+    pipeline, stage = plan(path, None, ["train_mine.max_tokens=64"])
+    assert stage == "train_mine"
+    assert [one.name for one in pipeline.stages] == ["download", "corpus", "train_mine"]
+    assert pipeline.stage(stage).settings == {"model": "a/b", "learning_rate": 3e-5, "max_tokens": 64, **TINY}
+    config.check(pipeline)
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"), [("train_whisper", "needs download"), ("corpus", "there are train_whisper, train_mine")]
+)
+def test_a_stage_that_cannot_be_drilled_is_refused(tmp_path: Path, stage: str, words: str) -> None:
+    """With the stages that there are, or the one that stands in the way."""
+    path = tmp_path / "mine.toml"
+    path.write_text(OWN)
+    with pytest.raises(BadCallError, match=words):
+        plan(path, stage, [])
 
 
 def test_what_a_fault_may_cost_holds(tmp_path: Path) -> None:
