@@ -134,9 +134,12 @@ def _watch(work: Work, stage: StageState, status: Running, sight: Sight) -> None
         overdue = intent.boot != work.now.boot or work.now.monotonic_s >= intent.due_monotonic_s
         work.effects.append(Stop(stage.name, sight.attempt, Ask.KILL if overdue else Ask.TERM))
         return
+    if status.killed_for is not None:  # not dead yet: it hangs in a driver, or the signal met no process
+        work.effects.append(Stop(stage.name, sight.attempt, Ask.KILL))
+        return
     limit_s = silence.limit_s(sight.silence, work.run.pipeline.stage(stage.name).silence_s, hung_before(stage))
     silent_s = sight.silence.silent_s
-    if silent_s > limit_s and status.killed_for is None:
+    if silent_s > limit_s:
         work.put(replace(stage, status=replace(status, killed_for=Outcome.HUNG)))
         work.tell(
             "attempt.hung",

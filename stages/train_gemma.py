@@ -116,8 +116,6 @@ def main(ctx: StageContext) -> Delivery:
             f"model {settings.model}: no layer came out quantized; set load_in_4bit = false to train it as it is"
         )
     model = add_adapter(base, settings)
-    if quantized:
-        to_bfloat16(model)
     trained = train(
         ctx,
         settings,
@@ -338,16 +336,6 @@ def add_adapter(model: Any, settings: TrainGemma) -> PeftModel:
     if strays or not names:
         raise MisconfiguredError(f"LoRA reached {len(names)} parameters, {len(strays)} outside the language model ({strays[:1]})")
     return adapted
-
-
-def to_bfloat16(model: nn.Module) -> None:
-    """Bring the adapter to the type in which SFTTrainer trains it on a quantized base.
-
-    Here, and not there alone: an attempt that has only the delivery left to do makes no trainer, and must deliver the same bytes.
-    """
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def gate(

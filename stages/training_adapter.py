@@ -12,7 +12,7 @@ from stages.recipe import Recipe
 from stages.runtime import StageContext
 from stages.training_gradient import Gradients, device_name
 from stages.training_loop import Loop
-from stages.training_state import OPTIMIZER, load_optimizer
+from stages.training_state import OPTIMIZER, load_optimizer, trainable
 from state.contract import fit_key
 from state.settings import Training
 
@@ -27,7 +27,10 @@ def build(ctx: StageContext, settings: Training, recipe: Recipe, loop: Loop, res
     sft = recipe.trainer == "trl.SFTTrainer"
     arguments = _arguments(ctx, settings, ctx.scratch() / "trainer")
     base, extra = _sft(arguments, recipe) if sft else (Trainer, {"args": TrainingArguments(**arguments)})
+    own = {parameter: parameter.data for parameter in trainable(recipe.model).values()}
     trainer: Any = _adapted(base)(model=recipe.model, data_collator=_untouched, callbacks=[_Steps(loop)], **extra)
+    for parameter, values in own.items():
+        parameter.data = values  # trl 1.16 makes an adapter on a 4-bit base bfloat16, in which a step of 1e-5 rounds to none
     trainer.remove_callback(PrinterCallback)
     trainer.loop, trainer.recipe, trainer.resumed = loop, recipe, resumed
     trainer.sizes = _batch_sizes(ctx, settings, loop, device_name(trainer.args.device))

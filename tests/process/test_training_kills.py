@@ -58,9 +58,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 WITHOUT_DROPOUT: dict[str, dict[str, Any]] = {
     "train_whisper": {"lora_dropout": 0.0},
-    "train_gemma": {"lora_dropout": 0.0, "load_in_4bit": False, "learning_rate": 2e-3},
+    "train_gemma": {"lora_dropout": 0.0, "learning_rate": 2e-3},
 }
-"""And float32: on a 4-bit base the adapter is bfloat16, of which two sums in different order differ in the third digit."""
 OUTPUTS = {"train_marian": "fine_tuned_marian_mi", "train_whisper": "fine_tuned_whisper_mi", "train_gemma": "fine_tuned_gemma_mi_A"}
 PHASES = [("loading", 0.3), ("saving the checkpoint", 0.03), ("scoring the dev set", 0.1), ("writing the", 0.02)]
 FEW = 5

@@ -224,13 +224,15 @@ def test_unknown_never_restarts_anything():
 
 
 def test_silence_is_ended_and_announced_quiet_is_not():
-    """Beyond the limit the attempt is killed once and told; an announced quiet phase stretches the limit."""
+    """Beyond the limit the attempt is told of once and killed until it is dead; an announced quiet phase stretches the limit."""
     run, _ = step(make_run(config("a", silence_s=100.0)), Seen(), at(0))
     _, effects = step(run, Seen(sights=(alive(run, "a", silent_s=900.0, quiet_s=500.0),)), at(900))
     assert effects == []
     run, effects = step(run, Seen(sights=(alive(run, "a", silent_s=101.0),)), at(901))
     assert [e for e in effects if isinstance(e, Stop)] == [Stop("a", 1, Ask.KILL)]
-    run, _ = step(run, Seen(sights=(Sight("a", 1, alive=False, code=-9),)), at(902))
+    run, effects = step(run, Seen(sights=(alive(run, "a", silent_s=102.0),)), at(902))
+    assert effects == [Stop("a", 1, Ask.KILL)]
+    run, _ = step(run, Seen(sights=(Sight("a", 1, alive=False, code=-9),)), at(903))
     assert run.stage("a").attempts[-1].outcome is Outcome.HUNG
     assert isinstance(run.stage("a").status, BackingOff)
 
