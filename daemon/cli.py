@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     workspace = _workspace(args)
     prepare_workspace(workspace)
     logs.set_up(workspace, sys.stderr)
-    code = supervisor.watch_over(workspace, pipeline, path)
+    code = supervisor.watch_over(workspace, pipeline, path, with_bot=True)
     say_end(workspace, code)
     return code
 
@@ -181,6 +181,27 @@ def report(args: argparse.Namespace) -> int:
     elif not args.quiet:
         _print([*written.table, "", f"The report: {written.html}"])
     return 0
+
+
+def plot(args: argparse.Namespace) -> int:
+    """Draw the loss of a stage."""
+    from daemon import plots, view
+
+    workspace = _workspace(args)
+    history = [attempt for attempt in view.read_history(workspace, view.read(workspace).run) if attempt.stage == args.stage]
+    shown = plots.training(history)
+    if shown is None:
+        raise BadCallError(f"{args.stage!r} has told no loss: there is nothing to draw")
+    write_atomically(Path(args.out), plots.picture(args.stage, shown))
+    return 0
+
+
+def pair(args: argparse.Namespace) -> int:
+    """Set up the Telegram bot."""
+    from daemon.pairing import pair as introduce
+
+    workspace = None if args.workspace is None else Workspace.at(args.workspace)
+    return introduce(workspace, None if args.token_file is None else Path(args.token_file))
 
 
 def corpus(args: argparse.Namespace) -> int:
@@ -357,6 +378,8 @@ def parser() -> argparse.ArgumentParser:
     command("stop", stop, "let the stages checkpoint and end; `run` goes on later", json="print the answer")
     own = command("report", report, "write report/index.html and report/report.md", json="print the paths")
     own.add_argument("--quiet", action="store_true", help="print nothing")
+    _add_plot(command("plot", plot, "draw the loss of a stage as a picture"))
+    _add_pair(command("pair", pair, "set up the Telegram bot, in two minutes"))
     _add_corpus(command("corpus", corpus, "build verse pairs, test set and glossary", json="print the manifest"))
     command("setup", setup, "install or repair the environments (done by ./vigil)")
     return whole
@@ -381,6 +404,15 @@ def _add_drill(own: argparse.ArgumentParser) -> None:
     own.add_argument("--quick", action="store_true", help="each fault once, in under four minutes on two cores")
     own.add_argument("--seed", type=int, metavar="N", help="the same faults at the same steps as another drill")
     own.add_argument("--only", action="append", default=[], metavar="FAULT", help="such as power-cut; may be repeated")
+
+
+def _add_plot(own: argparse.ArgumentParser) -> None:
+    own.add_argument("stage", metavar="STAGE")
+    own.add_argument("--out", required=True, metavar="FILE", help="where the PNG goes")
+
+
+def _add_pair(own: argparse.ArgumentParser) -> None:
+    own.add_argument("--token-file", metavar="FILE", help="read BotFather's token from there instead of asking for it")
 
 
 def _add_corpus(own: argparse.ArgumentParser) -> None:
@@ -437,6 +469,8 @@ CODES = {
     "PreparationError": 1,
     "StuckError": 1,
     "CorpusError": ExitCode.MISCONFIGURED,
+    "SettingsError": ExitCode.MISCONFIGURED,
+    "PairingError": 1,
 }
 """By name, since their modules are imported only where they are needed; their texts are whole sentences already."""
 

@@ -1,13 +1,14 @@
-"""The report's plots as SVG text. matplotlib is imported when the first one is drawn, in the short-lived process that renders.
+"""The plots: SVG text for the report, PNG for a phone. matplotlib is imported when the first is drawn, in a short-lived process.
 
-Colours are CSS variables of the page, so that a plot follows light and dark; the same values give the same bytes.
+Colours in the SVG are CSS variables of the page, so that a plot follows light and dark; the same values give the same bytes.
 """
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,8 @@ COLOURS = {
     "#060606": "var(--warn)",
 }
 INK, MUTED, RULE, ACCENT, ACCENT_2, WARN = COLOURS
+ON_PAPER = dict(zip(COLOURS, ("#1d2733", "#5b6773", "#d5dae0", "#1f6feb", "#0f8a5f", "#b3541e"), strict=True))
+"""For a picture, which has no page around it."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,25 @@ def kept_until(curve: Curve, later: Sequence[Curve]) -> float:
 
 def draw(stage: str, shown: Training) -> str:
     """The loss of one stage over its steps, the dev set's score, and where it was resumed: inline SVG."""
+    with _drawn(stage, shown) as figure:
+        return _inline(figure)
+
+
+def picture(stage: str, shown: Training) -> bytes:
+    """The same as a PNG with a heading."""
+    with _drawn(stage, shown) as figure:
+        figure.suptitle(stage, color=INK, fontsize=11)
+        figure.draw_without_rendering()  # makes the ticks
+        for artist in figure.findobj():
+            _colour_for_paper(artist)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=200, facecolor="white")
+        return buffer.getvalue()
+
+
+@contextmanager
+def _drawn(stage: str, shown: Training) -> Iterator[Any]:
+    """The figure, for as long as its style holds."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -133,7 +155,15 @@ def draw(stage: str, shown: Training) -> str:
             )
         if dev_axes is loss_axes and shown.dev:
             loss_axes.legend(frameon=False, labelcolor=INK, loc="best")
-        return _inline(figure)
+        yield figure
+
+
+def _colour_for_paper(artist: Any) -> None:
+    from matplotlib.colors import to_hex
+
+    for name in ("color", "edgecolor", "markeredgecolor", "markerfacecolor"):
+        if hasattr(artist, f"get_{name}") and (colour := to_hex(getattr(artist, f"get_{name}")())) in ON_PAPER:
+            getattr(artist, f"set_{name}")(ON_PAPER[colour])
 
 
 def _draw_loss(axes: Any, shown: Training) -> None:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 
@@ -31,6 +31,8 @@ from state.workspace import Workspace
 
 TICK_S = 1.0
 REPORT_TIMEOUT_S = 300.0
+LAST_WORDS_S = 5.0
+"""What the bot has for its last messages before the daemon ends."""
 
 log = structlog.get_logger()
 
@@ -43,8 +45,12 @@ class WorkspaceMismatchError(Exception):
     """The workspace holds the run of another pipeline."""
 
 
-def watch_over(workspace: Workspace, pipeline: Pipeline, pipeline_path: Path, *, with_report: bool = True) -> int:
+def watch_over(
+    workspace: Workspace, pipeline: Pipeline, pipeline_path: Path, *, with_report: bool = True, with_bot: bool = False
+) -> int:
     """Run `pipeline` in `workspace` to its end, going on where an earlier run stopped; then render the report.
+
+    `with_bot`: tell the owner by Telegram, if a bot is paired.
 
     Returns:
         0 when no required stage failed, 1 when one did, 83 when it was told to stop before the end.
@@ -64,12 +70,26 @@ def watch_over(workspace: Workspace, pipeline: Pipeline, pipeline_path: Path, *,
     try:
         store = Store(workspace.state)
         run, repair = open_run(store, pipeline, pipeline_path)
-        code = Supervisor(workspace, store, run).watch(repair)
-        if with_report:
-            write_report(workspace)
+        with _told(workspace) if with_bot else nullcontext():
+            code = Supervisor(workspace, store, run).watch(repair)
+            if with_report:
+                write_report(workspace)
         return code
     finally:
         os.close(lock)
+
+
+@contextmanager
+def _told(workspace: Workspace) -> Iterator[None]:
+    """Have the bot follow the run; what it could not send in the end waits for its next start."""
+    from daemon.bot import attend  # late: a run without a bot does not pay for it
+
+    bot = attend(workspace)
+    try:
+        yield
+    finally:
+        if bot is not None:
+            bot.stop(LAST_WORDS_S)
 
 
 def open_run(store: Store, pipeline: Pipeline, pipeline_path: Path) -> tuple[RunState, str]:

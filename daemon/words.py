@@ -5,12 +5,16 @@ Times come in as seconds since the epoch (UTC) and are turned local here, at the
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections.abc import Sequence
 from datetime import UTC, datetime, tzinfo
+from itertools import accumulate
+from statistics import fmean
 
 NOT_MEASURED = "not measured"
 NONE = "-"
+SPARKS = "▁▂▃▄▅▆▇█"
 
 
 def local(at: float, zone: tzinfo | None = None) -> datetime:
@@ -32,6 +36,12 @@ def day_and_clock(at: float, zone: tzinfo | None = None) -> str:
     """Thu 12 Feb 18:00"""
     moment = local(at, zone)
     return f"{moment:%a} {moment.day} {moment:%b %H:%M}"
+
+
+def near(at: float, now: float, zone: tzinfo | None = None) -> str:
+    """As short as it can be told from other days: 18:00 of today, Thu 18:00 within six days, else Thu 12 Feb 18:00."""
+    days = abs((local(at, zone).date() - local(now, zone).date()).days)
+    return clock(at, zone) if not days else f"{local(at, zone):%a %H:%M}" if days < 6 else day_and_clock(at, zone)
 
 
 def date_line(at: float, zone: tzinfo | None = None) -> str:
@@ -95,6 +105,15 @@ def bar(share: float | None, width: int) -> str:
     return "█" * filled + "░" * (width - filled)
 
 
+def sparkline(values: Sequence[float], width: int) -> str:
+    """The course of `values` in at most `width` signs, each the mean of an equal part; what is not finite is left out."""
+    told = [value for value in values if math.isfinite(value) and abs(value) < 1e100]
+    parts = min(width, len(told))
+    means = [fmean(told[part * len(told) // parts : (part + 1) * len(told) // parts]) for part in range(parts)]
+    low, span = min(means, default=0.0), max(means, default=0.0) - min(means, default=0.0)
+    return "".join(SPARKS[round((mean - low) / span * 7) if span else 3] for mean in means)
+
+
 def plural(count: int, one: str, many: str = "") -> str:
     """`1 stage`, `2 stages`."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"
@@ -104,6 +123,18 @@ def cells(text: str) -> int:
     """Columns that `text` takes on a terminal."""
     wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
     return len(text) + wide - sum(unicodedata.combining(char) > 0 for char in text)
+
+
+def utf16_units(text: str) -> int:
+    """How Telegram counts: a character beyond the 16-bit plane, such as most emoji, counts twice."""
+    return len(text.encode("utf-16-le", "surrogatepass")) // 2
+
+
+def cut_utf16(text: str, units: int) -> str:
+    """`text` in at most `units` UTF-16 units, cut between two characters, with an ellipsis where it was cut."""
+    if utf16_units(text) <= units:
+        return text
+    return text[: sum(size <= units - 1 for size in accumulate(utf16_units(char) for char in text))] + "…"
 
 
 def clip(text: str, width: int) -> str:

@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
+os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="vigil-tests-")  # whoever runs the tests may have a bot: it stays out
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded: on shared cores two threads that wait for each other cost minutes
 
+import atexit
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,8 @@ from state.pipeline import Pipeline
 from state.snapshot import Attempt, BackingOff, Fact, Failed, Running, RunState, Skipped, StageState, Start, Succeeded
 from state.store import Journal, Store
 from state.workspace import Workspace
+
+atexit.register(shutil.rmtree, os.environ["XDG_CONFIG_HOME"], ignore_errors=True)
 
 ROOT = Path(__file__).resolve().parent.parent
 T0 = 1_770_919_200.0  # 2026-02-12T18:00:00Z

@@ -100,3 +100,35 @@ def test_clip_and_bar() -> None:
 def test_markdown_cells_cannot_break_the_table() -> None:
     """A pipe or a line break in a cell stays in its cell."""
     assert words.markdown_table([["x"], ["a|b\nc"]]) == ["| x |", "| --- |", "| a\\|b c |"]
+
+
+@pytest.mark.parametrize(
+    ("days", "text"),
+    [(0, "18:00"), (1, "Fri 18:00"), (5, "Tue 18:00"), (6, "Wed 18 Feb 18:00"), (-1, "Wed 18:00"), (-6, "Fri 6 Feb 18:00")],
+)
+def test_a_near_time_is_as_short_as_it_can_be_told_apart(days: int, text: str) -> None:
+    """A weekday alone only while it names one day."""
+    assert words.near(T0 + days * 86_400, T0, UTC) == text
+
+
+def test_tomorrow_begins_at_local_midnight() -> None:
+    """The same instant is today in one zone and tomorrow in another."""
+    assert words.near(T0 + 6.5 * 3600, T0, UTC) == "Fri 00:30"
+    assert words.near(T0 + 6.5 * 3600, T0, timezone(timedelta(hours=-8))) == "16:30"
+
+
+def test_a_sparkline_shows_the_course() -> None:
+    """From the lowest to the highest sign; a level course in the middle; what is no number is left out; of nothing nothing."""
+    assert words.sparkline(range(8), 8) == "▁▂▃▄▅▆▇█"
+    assert words.sparkline([9, 9, 1, 1], 2) == "█▁"
+    assert words.sparkline([2.0, float("nan"), float("inf"), 1e200, 2.0], 8) == "▄▄"
+    assert words.sparkline([], 8) == ""
+    assert len(words.sparkline(range(1000), 16)) == 16
+
+
+@pytest.mark.parametrize(("units", "text"), [(5, "a🦜🦜"), (4, "a🦜…"), (3, "a…"), (2, "a…"), (1, "…")])
+def test_a_cut_in_utf16_keeps_characters_whole(units: int, text: str) -> None:
+    """A parrot is two units; what was cut ends with an ellipsis."""
+    assert words.utf16_units("a🦜🦜") == 5
+    assert words.cut_utf16("a🦜🦜", units) == text
+    assert words.utf16_units(text) <= units
