@@ -8,6 +8,7 @@ with the best dev loss and the tokenizer into `fine_tuned_marian_mi`.
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +33,15 @@ from state.settings import TrainMarian
 LOAD_QUIET_S = 1800.0
 """A model may come over the network first."""
 IGNORED = -100
+UNUSED = ("bitsandbytes", "datasets")
+"""Trainer imports them on sight, which costs every restart two CPU seconds; bitsandbytes is used where the optimizer is paged."""
 
 
 def main(ctx: StageContext) -> Delivery:
     """Train the model and deliver it."""
     settings = ctx.settings(TrainMarian)
+    if __name__ == "__main__" and not (settings.paged_optimizer or ctx.spec.batch.paged_optimizer):
+        sys.modules.update(dict.fromkeys(UNUSED))  # type: ignore[arg-type]  # None: counts as not installed
     source = resolve_model(ctx.workspace, settings.model, "marian")
     ctx.quiet(LOAD_QUIET_S, f"loading {settings.model}")
     with loading(settings.model):
