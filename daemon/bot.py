@@ -26,11 +26,13 @@ from msgspec.structs import replace
 from daemon import chat, messages, outbox, scores, telegram_settings, view, words
 from daemon.aside import Loop, aside
 from daemon.dialogue import Act, Asked, Message, Ring, Say, Show, Submit, Toast
+from daemon.heartbeat import Heart
 from daemon.host import Host, read_host
 from daemon.launcher import environment
+from daemon.mirror import Line, Mirror, follow, name_of, open_line
 from daemon.outbox import Deliver, Fold, Keeper, Outbox, Wait
-from daemon.secrecy import prepare
-from daemon.telegram_settings import SettingsError, Telegram
+from daemon.secrecy import keep_secret, prepare
+from daemon.telegram_settings import Secret, SettingsError, Telegram
 from state.contract import CheckpointSaved, Command, Event, Metric
 from state.durable import write_atomically
 from state.snapshot import Fact
@@ -69,6 +71,8 @@ class Diary(msgspec.Struct, frozen=True, kw_only=True):
     """Updates that were acted on, the newest last."""
     memory: chat.Memory = chat.Memory()
     outbox: Outbox = Outbox()
+    mirrors: dict[str, Outbox] = {}
+    """What goes to other services than Telegram, by `mirror.name_of`."""
     todo: tuple[Submit | Show, ...] = ()
     """Decided and not carried out yet."""
     told: str = ""
@@ -107,6 +111,8 @@ class World:
 
     clock: Callable[[], float] = time.time
     host: Callable[[Workspace], Host] = read_host
+    line: Callable[[Secret], Line] = open_line
+    """Opens a mirror's address."""
 
 
 def attend(workspace: Workspace) -> Bot | None:
@@ -140,6 +146,8 @@ class Bot:
     def start(self) -> None:
         """Begin; returns at once."""
         prepare(self.settings.token)
+        for secret in (*self.settings.mirror, *filter(None, [self.settings.heartbeat])):
+            keep_secret(secret)
         self._thread.start()
 
     def stop(self, patience_s: float = 1.0) -> None:
@@ -231,10 +239,24 @@ class _Mind:
         self._host: tuple[float, dict[str, Any]] = (0.0, {})
         self._hot_at = 0.0
         self._sideline: set[asyncio.Task[Any]] = set()
+        self._mirrors = [self._mirror_of(url) for url in settings.mirror]
+
+    def _mirror_of(self, url: Secret) -> Mirror:
+        name = name_of(url)
+
+        def keep(box: Outbox) -> None:
+            self.keep(replace(self.diary, mirrors={**self.diary.mirrors, name: box}))
+
+        return Mirror(url, lambda: self.diary.mirrors[name], keep, self.clock, self.settings.zone, opened=self.world.line)
 
     def parts(self) -> dict[str, Callable[[], Awaitable[None]]]:
         """What goes on side by side, again and again."""
-        return {"hear": self.hear, "look": self.look, "speak": self.speak, "host": self.measure, "errands": self.run_errands}
+        settings = self.settings
+        ours = {"hear": self.hear, "look": self.look, "speak": self.speak, "host": self.measure, "errands": self.run_errands}
+        beyond: dict[str, Callable[[], Awaitable[None]]] = {f"mirror {mirror.name}": mirror.pass_on for mirror in self._mirrors}
+        if settings.heartbeat is not None:
+            beyond["heartbeat"] = Heart(self.workspace, settings.heartbeat, settings.heartbeat_every_s, self.clock).beat
+        return ours | beyond
 
     async def open(self) -> None:
         """Take up what an earlier process left; a disk that refuses is asked again, since to begin anew would be to repeat."""
@@ -252,15 +274,23 @@ class _Mind:
         now = self.clock()
         if found is None:
             found = Diary(told_at=now - FIRST_LOOK_BACK_S, digest_day=self._digest_day(now))
-        self.keep(replace(found, outbox=outbox.after_crash(found.outbox)))
+        mirrors = {mirror.name: outbox.after_crash(found.mirrors.get(mirror.name, Outbox())) for mirror in self._mirrors}
+        self.keep(replace(found, outbox=outbox.after_crash(found.outbox), mirrors=mirrors))
         self._errands.set()
 
     def keep(self, diary: Diary) -> None:
         """Make `diary` the one that counts, durably where the disk allows."""
         if diary != self.diary:
-            self.diary = diary
+            self.diary = self._mirrored(diary)
             self._wake.set()
             self._save()
+
+    def _mirrored(self, diary: Diary) -> Diary:
+        """`diary`, with what is new and red in its outbox put into the mirrors' too: one file holds both or neither."""
+        if not diary.mirrors or diary.outbox is self.diary.outbox:
+            return diary
+        before, now = self.diary.outbox, self.clock()
+        return replace(diary, mirrors={name: follow(before, diary.outbox, box, now) for name, box in diary.mirrors.items()})
 
     def _save(self) -> None:
         if self._keeper.save(self.diary):
@@ -617,7 +647,7 @@ class _Mind:
                 seen = await self._seen()
                 if seen is not None and seen.run.finished:
                     await self._card(self.clock(), last=True)
-                while self.diary.outbox.waiting:
+                while self.diary.outbox.waiting or any(mirror.at_work for mirror in self._mirrors):
                     await asyncio.sleep(0.05)
 
 

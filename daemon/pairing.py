@@ -96,18 +96,18 @@ def pair(
 def store(folder: Path, token: Secret, owner: Asked) -> None:
     """Write the token, which nobody else may read, and telegram.toml, of which all else stays as it was."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_secret(folder / TOKEN_FILE, token)
+    write_private(folder / TOKEN_FILE, token.reveal() + "\n")
     path = folder / FILE
     kept = OURS.sub("", path.read_text(encoding="utf-8")) if path.exists() else ""
     name = msgspec.json.encode(TOKEN_FILE).decode()
-    write_atomically(path, f"token_file = {name}\nowner_id = {owner.user_id}\nchat_id = {owner.chat_id}\n{kept}")
+    write_private(path, f"token_file = {name}\nowner_id = {owner.user_id}\nchat_id = {owner.chat_id}\n{kept}")
 
 
-def write_secret(path: Path, secret: Secret) -> None:
+def write_private(path: Path, text: str) -> None:
     """Replace the file by one that was never readable for others."""
     before = os.umask(0o077)
     try:
-        write_atomically(path, secret.reveal() + "\n")
+        write_atomically(path, text)
     finally:
         os.umask(before)
 

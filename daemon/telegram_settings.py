@@ -1,4 +1,4 @@
-"""telegram.toml and the bot's token: whom Vigil talks to, when it may ring, and how loudly.
+"""telegram.toml and the bot's token: whom Vigil talks to, when it may ring, how loudly, and where else.
 
 The file lies in the workspace, else in the user's configuration folder (`$XDG_CONFIG_HOME/vigil`); `vigil pair` writes it. The
 token is a file that only its owner can read, or a credential of systemd; never an argument, never an environment variable.
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import tzinfo
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -27,6 +28,8 @@ FILE = "telegram.toml"
 TOKEN_FILE = "telegram_token"
 API = "https://api.telegram.org"
 _TOKEN = re.compile(r"[0-9]{1,20}:[A-Za-z0-9_-]{30,80}")
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S*[^\s:]")
+_WEB_ADDRESS = re.compile(r"https?://[^\s/:]\S*[^\s:#]")
 _HOURS = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])-([01][0-9]|2[0-3]):([0-5][0-9])")
 
 
@@ -80,6 +83,11 @@ class TelegramFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Such as Europe/Madrid; empty: this machine's."""
     rings: dict[str, RingRule] = {}
     """By the journal's name of an event, such as "stage.succeeded"."""
+    mirror: tuple[str, ...] = ()
+    """Apprise's addresses, which get the red alarms too. They may hold secrets, so nobody else may read the file then."""
+    heartbeat_url: str = ""
+    """Pinged while the daemon sees the run; who knows it can ping it, so nobody else may read the file then."""
+    heartbeat_every_s: Annotated[float, msgspec.Meta(ge=30)] = 300.0
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,9 @@ class Telegram:
     quiet: tuple[int, int] | None = None
     """First and last minute of the day, local."""
     rings: Mapping[str, RingRule] | None = None
+    mirror: tuple[Secret, ...] = ()
+    heartbeat: Secret | None = None
+    heartbeat_every_s: float = 300.0
 
     def is_quiet(self, at: float) -> bool:
         """Whether `at` lies in the quiet hours."""
@@ -129,6 +140,9 @@ def load(workspace: Workspace, environ: Mapping[str, str]) -> Telegram | None:
         zone=_zone(path, file.time_zone),
         quiet=_quiet(path, file.quiet_hours),
         rings=file.rings,
+        mirror=_mirror(path, file),
+        heartbeat=_heartbeat(path, file),
+        heartbeat_every_s=file.heartbeat_every_s,
     )
 
 
@@ -217,3 +231,21 @@ def _quiet(path: Path, text: str) -> tuple[int, int] | None:
         raise SettingsError(f"{path}: {text!r} is not like 22:00-07:00 - at `$.quiet_hours`")
     first_hour, first_minute, last_hour, last_minute = map(int, found.groups())
     return first_hour * 60 + first_minute, last_hour * 60 + last_minute
+
+
+def _mirror(path: Path, file: TelegramFile) -> tuple[Secret, ...]:
+    if file.mirror:
+        _check_private(path)
+    for place, address in enumerate(file.mirror):
+        if not _ADDRESS.fullmatch(address):
+            raise SettingsError(f"{path}: this is no address of Apprise's, such as ntfys://ntfy.sh/topic - at `$.mirror[{place}]`")
+    return tuple(Secret(address) for address in dict.fromkeys(file.mirror))
+
+
+def _heartbeat(path: Path, file: TelegramFile) -> Secret | None:
+    if not file.heartbeat_url:
+        return None
+    _check_private(path)
+    if not _WEB_ADDRESS.fullmatch(file.heartbeat_url):
+        raise SettingsError(f"{path}: this is no address such as https://hc-ping.com/... - at `$.heartbeat_url`")
+    return Secret(file.heartbeat_url)

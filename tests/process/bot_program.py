@@ -5,6 +5,7 @@ PRELUDE is Python, run first. Prints `ready`, and at the end how long the stop t
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -29,3 +30,4 @@ if __name__ == "__main__":
     began = time.monotonic()
     bot.stop()
     print(time.monotonic() - began, flush=True)
+    os._exit(0)  # as the command line ends

@@ -84,7 +84,8 @@ def test_no_name_is_taken() -> None:
 def test_every_import_is_declared() -> None:
     """What the code imports from outside is named in pyproject.toml, so that a lock made from it is complete."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = [*project["dependencies"], *project["optional-dependencies"]["train"]]
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *extras["train"], *extras["mirror"]]
     declared = {name_of(line) for line in lines}
     sold_as = importlib.metadata.packages_distributions()
     missing = {}
@@ -95,7 +96,7 @@ def test_every_import_is_declared() -> None:
     assert missing == {}
 
 
-@pytest.mark.parametrize("kind", ["main", "dev", "comet"])
+@pytest.mark.parametrize("kind", ["main", "dev", "comet", "mirror"])
 def test_locks_pin_what_is_asked_for_and_no_place(kind: str) -> None:
     """Each lock pins every name of its `.in` file, every line with a hash, and tells no place to download from."""
     text = (ROOT / "locks" / f"{kind}.lock").read_text()
@@ -115,13 +116,15 @@ def test_lock_covers_the_dependencies() -> None:
     """Every dependency of pyproject.toml is pinned in the lock that serves it; torch stands in torch.txt."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pinned = {
-        kind: {name_of(line) for line in (ROOT / "locks" / f"{kind}.lock").read_text().splitlines()} for kind in ("main", "dev")
+        kind: {name_of(line) for line in (ROOT / "locks" / f"{kind}.lock").read_text().splitlines()}
+        for kind in ("main", "dev", "mirror")
     }
     torch = {name_of((ROOT / "locks" / "torch.txt").read_text())}
     assert {name_of(line) for line in [*project["dependencies"], *project["optional-dependencies"]["train"]]} <= pinned[
         "main"
     ] | torch
-    assert {name_of(line) for line in project["optional-dependencies"]["dev"]} <= pinned["dev"]
+    for extra in ("dev", "mirror"):
+        assert {name_of(line) for line in project["optional-dependencies"][extra]} <= pinned[extra]
 
 
 def name_of(requirement: str) -> str:

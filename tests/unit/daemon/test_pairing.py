@@ -145,3 +145,14 @@ def test_the_token_may_come_from_a_file(api, tmp_path):
     pair = Pairing(api, tmp_path, token_file=tmp_path / "t")
     api.owner.says(f"/start {pair.link(api)[1]}")
     assert pair.ended().error is None
+
+
+def test_pairing_again_leaves_the_settings_to_their_owner(tmp_path):
+    """telegram.toml may hold addresses with secrets: written anew it is 0600, and what the owner wrote stays."""
+    owner = Asked(update_id=1, user_id=OWNER_ID, chat_id=OWNER_ID, private=True, at=1.0)
+    for _ in range(2):
+        pairing.store(tmp_path, Secret("1:a"), owner)
+        path = tmp_path / telegram_settings.FILE
+        path.write_text(path.read_text() + 'mirror = ["ntfy://secret@host/topic"]\n' * ("mirror" not in path.read_text()))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert path.read_text().count("mirror") == path.read_text().count("owner_id") == 1

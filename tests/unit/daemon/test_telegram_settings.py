@@ -142,3 +142,45 @@ def test_the_owner_says_how_loud_a_kind_is(home):
     found = settings(home, f'token_file = "secret"\nowner_id = 7\n{rings}')
     told = {kind: found.ringed(Message(key="k", html="x", kind=kind, ring=Ring.LOUD)).ring for kind in "abcd"}
     assert told == {"a": Ring.OFF, "b": Ring.RED, "c": Ring.LOUD, "d": Ring.LOUD}
+
+
+SECRETS = (
+    'mirror = ["ntfys://me:pass@ntfy.sh/topic", "ntfys://me:pass@ntfy.sh/topic"]\nheartbeat_url = "https://hc-ping.com/uuid"\n'
+)
+
+
+def test_what_lies_beyond_telegram_is_off_by_default(home):
+    """No mirror and no heartbeat that nobody asked for."""
+    found = settings(home, 'token_file = "secret"\nowner_id = 7\n')
+    assert (found.mirror, found.heartbeat, found.heartbeat_every_s) == ((), None, 300.0)
+
+
+def test_addresses_beyond_telegram_are_secrets(home):
+    """Each once, none in the repr; a file that others can read is refused with the command that mends it."""
+    text = 'token_file = "secret"\nowner_id = 7\n' + SECRETS
+    with pytest.raises(SettingsError, match=r"telegram\.toml: others can read it .*chmod 600"):
+        settings(home, text)
+    (home / "config" / "vigil" / "telegram.toml").chmod(0o600)
+    found = settings(home)
+    assert [url.reveal() for url in found.mirror] == ["ntfys://me:pass@ntfy.sh/topic"]
+    assert found.heartbeat.reveal() == "https://hc-ping.com/uuid"
+    assert not {"pass", "uuid"} & set(repr(found).replace("/", " ").replace(":", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("line", "where"),
+    [
+        ('mirror = ["ntfys://ok/topic", "pass word"]', r"mirror\[1\]"),
+        ('mirror = ["ntfys:"]', r"mirror\[0\]"),
+        ('heartbeat_url = "file:///etc/pass"', "heartbeat_url"),
+        ('heartbeat_url = "https://"', "heartbeat_url"),
+        ("heartbeat_every_s = 1", "heartbeat_every_s"),
+    ],
+)
+def test_a_wrong_address_is_named_and_not_repeated(home, line, where):
+    """The message says which field is wrong, and not what stands in it."""
+    path = home / "config" / "vigil" / "telegram.toml"
+    path.touch(0o600)
+    with pytest.raises(SettingsError, match=rf"\$\.{where}") as raised:
+        settings(home, f'token_file = "secret"\nowner_id = 7\n{line}\n')
+    assert "pass" not in str(raised.value)
