@@ -5,6 +5,7 @@ PRELUDE is Python, run first. Prints `ready`, and at the end how long the stop t
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -30,4 +31,6 @@ if __name__ == "__main__":
     began = time.monotonic()
     bot.stop()
     print(time.monotonic() - began, flush=True)
+    atexit._run_exitfuncs()  # a prelude's last words
+    sys.stdout.flush()
     os._exit(0)  # as the command line ends
