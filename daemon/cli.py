@@ -74,7 +74,7 @@ def demo(args: argparse.Namespace) -> int:
     """Show the whole pipeline with tiny models, in minutes."""
     from daemon.demo import demo as show
 
-    return show(_workspace(args, DEMO_WORKSPACE), fresh=args.fresh, overrides=args.set)
+    return show(_workspace(args, DEMO_WORKSPACE), fresh=args.fresh, overrides=args.set, with_telegram=args.telegram)
 
 
 def drill(args: argparse.Namespace) -> int:
@@ -356,6 +356,7 @@ def parser() -> argparse.ArgumentParser:
 
     own = command("demo", demo, "the whole pipeline with tiny models, in minutes")
     own.add_argument("--fresh", action="store_true", help="remove the demo's earlier run and start over")
+    own.add_argument("--telegram", action="store_true", help="let the paired bot follow it (see `vigil pair`)")
     _add_overrides(own)
     own = command("run", run, "run a pipeline file to its end, or go on with it")
     own.add_argument("pipeline", metavar="PIPELINE", help="such as pipelines/seattle.toml")
@@ -507,8 +508,12 @@ def _elsewhere(args: argparse.Namespace) -> str:
 
 
 def entry() -> None:
-    """The console script."""
-    sys.exit(main())
+    """The console script. A thread that hangs in a name server may neither keep the end nor crash it."""
+    code = main()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from daemon import locks
+from daemon import locks, telegram_settings
 from daemon.launcher import environment
 from state.workspace import Workspace
 
@@ -31,22 +31,32 @@ OURS = {
     *("state.json", "state.json.prev", "state.json.damaged", "journal.jsonl", "vigil.lock", "control", "answers", "stages"),
     *("stark_data", "bible_data", "metrics", "report", "logs", "models"),
     *("fine_tuned_whisper_mi", "fine_tuned_marian_mi", "fine_tuned_gemma_mi_A", "fine_tuned_gemma_mi_B"),
+    "telegram",
 }
 """What a run puts into its folder: `--fresh` removes a folder of nothing else."""
+PAIRED = {telegram_settings.FILE, telegram_settings.TOKEN_FILE}
+"""What `vigil pair` puts there: it stays."""
 
 
-def demo(workspace: Workspace, *, fresh: bool = False, overrides: Sequence[str] = ()) -> int:
+def demo(workspace: Workspace, *, fresh: bool = False, overrides: Sequence[str] = (), with_telegram: bool = False) -> int:
     """Prepare, run to the end, and say what came of it. Exit codes as of `run`.
 
+    Without `with_telegram` nothing is said to a bot that is paired.
+
     Raises:
+        BadCallError: the folder is somebody else's, or no bot is paired and one was wanted.
+        SettingsError: the bot's settings cannot be used.
         OSError: the workspace cannot be written.
         WorkspaceBusyError: another daemon is at work in it.
     """
     from daemon import cli, config, logs, supervisor
     from daemon.demo_server import serve
 
+    if with_telegram:
+        _check_pairing(workspace)
     print("Vigil demo: all eleven stages, with tiny models that are really trained.")
-    print(f"The run lives in {workspace.root}. Ctrl-C stops it; the same command goes on.\n")
+    print(f"The run lives in {workspace.root}. Ctrl-C stops it; the same command goes on.")
+    print("Your phone shows it too: ask the bot /status.\n" if with_telegram else "")
     cli.prepare_workspace(_cleared(workspace) if fresh else _usable(workspace))
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for models this small a second thread only waits for the first
     without_comet = comet_overrides()
@@ -58,7 +68,7 @@ def demo(workspace: Workspace, *, fresh: bool = False, overrides: Sequence[str] 
         logs.set_up(workspace, console=None)
         print(flush=True)
         with _watched(workspace):
-            code = supervisor.watch_over(workspace, pipeline, PIPELINE)
+            code = supervisor.watch_over(workspace, pipeline, PIPELINE, with_bot=with_telegram)
     cli.say_end(workspace, code)
     return code
 
@@ -66,6 +76,13 @@ def demo(workspace: Workspace, *, fresh: bool = False, overrides: Sequence[str] 
 def say(text: str) -> None:
     """One line of the preparation, at once."""
     print(f"  {text}", flush=True)
+
+
+def _check_pairing(workspace: Workspace) -> None:
+    from daemon.cli import BadCallError
+
+    if telegram_settings.load(workspace, os.environ) is None:
+        raise BadCallError("no Telegram bot is paired: `./vigil pair` sets one up in two minutes, then give the same command again")
 
 
 # -- the folder
@@ -96,12 +113,25 @@ def _cleared(workspace: Workspace) -> Workspace:
             time.sleep(0.05)
     if workspace.root.exists():
         say(f"removing the earlier run in {workspace.root}")
-        shutil.rmtree(workspace.root)
+        _remove_all_but(PAIRED, workspace.root)
     return workspace
 
 
+def _remove_all_but(kept: Collection[str], folder: Path) -> None:
+    """Remove what lies in `folder`, and `folder` itself when nothing is left."""
+    for entry in folder.iterdir():
+        if entry.name in kept:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
 def _is_ours(entry: Path) -> bool:
-    return entry.name in OURS or (entry.name.startswith(".") and entry.name.endswith((".tmp", ".old")))
+    return entry.name in OURS | PAIRED or (entry.name.startswith(".") and entry.name.endswith((".tmp", ".old")))
 
 
 # -- what a real run finds elsewhere

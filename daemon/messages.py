@@ -24,7 +24,7 @@ from state import symptoms
 from state.contract import BatchPlan, CommandKind, Outcome
 from state.machine import Status
 from state.pipeline import Pipeline, Resource, StageConfig
-from state.snapshot import Fact, Intent, Running, RunState, StageState
+from state.snapshot import BackingOff, Fact, Intent, Running, RunState, StageState
 
 AGAIN_UNITS = 8
 TEXT_UNITS = 4096 - AGAIN_UNITS
@@ -55,6 +55,8 @@ COMMANDS = {
 }
 """What can be asked; also for Telegram's own menu."""
 HELP_LINE = "/help lists what I know."
+SAVED = "Saved; it goes on with the run"
+INDENT = "   "
 MARKS = {
     Status.PENDING: "⚪",
     Status.RUNNING: "🔵",
@@ -201,6 +203,8 @@ def _stage_block(stage: StageView, view: View, now: float, zone: tzinfo | None, 
     number = f"{stage.number}/{len(view.stages)}"
     head = f"{MARKS[stage.state.state]} {bold(f'{number} {title(stage)}')}"
     state = stage.state.status
+    if _was_stopped(stage.state):
+        return [head, SAVED]
     if not isinstance(state, Running):
         return [head, _sentence(report.stage_note(stage, view, now)) if ages else "Waits to be tried again"]
     if isinstance(state.intent, Intent):
@@ -216,6 +220,11 @@ def _stage_block(stage: StageView, view: View, now: float, zone: tzinfo | None, 
         _line(batch_line(stage, view.facts)),
         _saved(stage, more, now, zone, ages=ages),
     ]
+
+
+def _was_stopped(stage: StageState) -> bool:
+    """Whether it waits for nothing but the owner, or for the next run."""
+    return isinstance(stage.status, BackingOff) and stage.status.outcome is Outcome.STOPPED
 
 
 def _position(stage: StageView) -> str:
@@ -368,7 +377,8 @@ def stages(view: View) -> str:
         tail = _took(stage.state) if state is Status.SUCCEEDED else words.percent(stage.share) if stage.share is not None else ""
         lines.append(f"{MARKS[state]} {stage.number} {escaped(title(stage))}{f' · {tail}' if tail else ''}")
         if state in (Status.FAILED, Status.SKIPPED, Status.BACKING_OFF):
-            lines.append(_line(f"   {report.reason(stage.state)}"))
+            why = SAVED if _was_stopped(stage.state) else report.reason(stage.state)
+            lines.append(INDENT + escaped(words.clip(why, COLUMNS - len(INDENT))))
     return text([bold(words.clip(view.run.pipeline.name, COLUMNS))], lines)
 
 
@@ -548,7 +558,7 @@ def _ask_skip(stage: StageView, view: View) -> str:
     return text(
         [bold(f"Skip {title(stage)}?"), _stands(stage)],
         [
-            f"Kept: {kept}",
+            f"Kept: {kept}" if stage.state.attempts else "",
             _wraps(f"Left out too: {', '.join(left_out)}") if left_out else "",
             f"Then: {escaped(title(follows))}" if follows else "",
             "/retry takes it up again.",

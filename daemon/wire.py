@@ -145,7 +145,7 @@ class Wire:
         try:
             return Arrived(await self._post(step))
         except Exception as error:  # whatever a proxy answers must not end the bot
-            return ending_of(error, edits=bool(step.edits))
+            return ending_of(error, edits=step.edits)
 
     async def toast(self, toast: Toast) -> Ending:
         """Answer a tap."""
@@ -187,7 +187,7 @@ class Wire:
         return (await self._bot.send_message(self.chat_id, message.html, **common)).message_id
 
 
-def ending_of(error: Exception, *, edits: bool = False) -> Ending:
+def ending_of(error: Exception, *, edits: int = 0) -> Ending:
     """What an exception of the library says about the request. Only a connection that was never made, and an answer that
     refuses, prove that it had no effect."""
     text, cause = str(error) or type(error).__name__, error.__cause__
@@ -196,7 +196,7 @@ def ending_of(error: Exception, *, edits: bool = False) -> Ending:
         return Flooded(pause.total_seconds() if isinstance(pause, timedelta) else pause)
     if isinstance(error, BadRequest) and not isinstance(cause, TelegramError):  # with that cause it is a web page with status 400
         if "not modified" in text.lower():
-            return Arrived(0)
+            return Arrived(edits)  # the repeat of an edit whose reply was lost
         if "chat not found" in text.lower():
             return NotSent(text, barred=True)
         return Vanished() if edits and any(word in text.lower() for word in _CANNOT_EDIT) else Refused(text)

@@ -557,6 +557,21 @@ def test_stop_is_quick(scene, case):
         scene.api.heal()
 
 
+def test_a_card_whose_edit_lost_its_reply_stays_the_card(scene):
+    """The repeat of the edit changes nothing, which Telegram refuses: it has arrived, and the next edit finds the message."""
+    events = scene.workspace.attempt("train_marian", 2).events
+    with scene.bot(dataclasses.replace(FAST, card_s=0.2)):
+        scene.shows("as of")
+        scene.api.fail("editMessageText", LOST_REPLY, times=1)
+        for step in (120, 130):
+            with events.open("ab") as file:
+                told = Progress(at=time.time(), done=step, total=160, unit="pairs", step=step, steps=160)
+                file.write(msgspec.json.encode(told) + b"\n")
+            scene.shows(f"Step {step}")
+            wait_until(lambda: not scene.diary()["outbox"]["waiting"])
+    assert len([text for text in scene.texts() if "as of" in text]) == 1
+
+
 TICKER = """
 import atexit, threading
 late = [0.0]

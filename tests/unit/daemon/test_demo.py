@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from daemon import config, demo, locks
-from daemon.cli import BadCallError
+from daemon.cli import BadCallError, main
 from daemon.supervisor import WorkspaceBusyError
 from state.workspace import Workspace
 
@@ -42,6 +42,26 @@ def test_fresh_removes_an_earlier_run(finished_workspace: Workspace) -> None:
     assert demo._cleared(finished_workspace) == finished_workspace
     assert not finished_workspace.root.exists()
     assert demo._cleared(finished_workspace) == finished_workspace
+
+
+def test_fresh_keeps_the_pairing(finished_workspace: Workspace) -> None:
+    """What `vigil pair` wrote into the folder is no part of the run; what the bot kept of the run is."""
+    root = finished_workspace.root
+    for name in ("telegram.toml", "telegram_token", "telegram/bot.json"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text("x")
+    (root / "models").symlink_to(root)
+    assert demo._usable(finished_workspace) == demo._cleared(finished_workspace) == finished_workspace
+    assert sorted(path.name for path in root.iterdir()) == ["telegram.toml", "telegram_token"]
+
+
+def test_telegram_without_a_pairing_is_a_bad_call(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    """Before anything is made, and it says how to pair."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "nobody"))
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    assert main(["demo", "--telegram", "--workspace", str(tmp_path / "demo")]) == 2
+    assert "./vigil pair" in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()
 
 
 def test_fresh_leaves_a_run_that_is_being_worked_on(mid_workspace: Workspace) -> None:

@@ -234,9 +234,9 @@ Vigil demo
 ✅ 8 TranslateGemma 4B QLoRA · 40 s
 ✅ 9 Post-training evaluation · 35 s
 ❌ 10 TranslateGemma 12B QLoRA · 7 %
-out of memory at micro-batch 1 (the low…
+   out of memory at micro-batch 1 (the…
 ⏩ 11 Evaluation of the 12B
-it needs train_gemma_12b, which is FAIL…"""
+   it needs train_gemma_12b, which is F…"""
     )
 
 
@@ -408,6 +408,7 @@ Then: TranslateGemma 4B QLoRA
     bonus = stage_of(seen, "train_gemma_12b")
     assert "Left out too: Evaluation of the 12B\nThen: TranslateGemma 4B QLoRA" in messages.question(CommandKind.SKIP, bonus, seen)
     assert messages.choices(CommandKind.SKIP, "n", bonus)[0][0].text == "Skip TranslateGemma 12B QLoRA"
+    assert "Kept:" not in messages.question(CommandKind.SKIP, bonus, seen), "it has not begun"
 
 
 def test_the_other_questions(mid: View, done: View) -> None:
@@ -882,6 +883,15 @@ def test_a_waiting_stage_tells_what_for(mid: View) -> None:
     seen = with_stage(mid, "train_whisper", {"status": waiting})
     assert stage_of(seen, "train_whisper").state.state is Status.BACKING_OFF
     assert "\nWaits for 12 GB of free space: disk full\n" in messages.status(seen, HOST, now_of(mid), UTC)
+
+
+def test_a_stage_that_was_stopped_waits_for_nothing_but_the_run(mid: View) -> None:
+    """A pause is no trouble: the card, /status and /stages say that it is saved, not that something is tried again."""
+    stopped = BackingOff(since=0, delay_s=0, due_monotonic_s=0, boot="", reason="a stop was asked for", outcome=Outcome.STOPPED)
+    seen = with_run(with_stage(mid, "train_whisper", {"status": stopped}), paused=True)
+    shown = [messages.status(seen, HOST, now_of(mid), UTC), messages.card(seen, HOST, now_of(mid), UTC).html]
+    assert all("Whisper LoRA training</b>\nSaved; it goes on with the run\n" in text for text in shown)
+    assert "\n   Saved; it goes on with the run\n" in messages.stages(seen)
 
 
 def test_keys_are_of_the_run(example: ExampleRun) -> None:
