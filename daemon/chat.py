@@ -341,7 +341,7 @@ def _answered(talk: _Talk, number: str, *, yes: bool, at_once: bool) -> Answer:
     stage = talk.stage(question.stage)
     refusal = _pointless(talk.view, question.kind, stage)
     if refusal:
-        return talk.memory, _toast(talk, f"{messages.visible(messages.stands(talk.view, stage))}\n{refusal}")
+        return talk.memory, _toast(talk, f"{words.bare(messages.stands(talk.view, stage))}\n{refusal}")
     return _go(talk, question, stage, at_once=at_once and question.kind is CommandKind.SKIP)
 
 

@@ -85,8 +85,7 @@ NOTHING_MORE = More()
 
 # -- Telegram's HTML
 
-_TAG = re.compile(r"<(/?)(\w+)[^>]*>")
-_PIECE = re.compile(_TAG.pattern + r"|&\w+;|.", re.DOTALL)
+_PIECE = re.compile(r"<(/?)(\w+)[^>]*>|&\w+;|.", re.DOTALL)
 
 
 def escaped(text: str) -> str:
@@ -95,14 +94,9 @@ def escaped(text: str) -> str:
     return html.escape("".join(char for char in sound if char >= " " or char in "\n\t"), quote=False)
 
 
-def visible(markup: str) -> str:
-    """What is shown of `markup`."""
-    return html.unescape(_TAG.sub("", markup))
-
-
 def cut_html(markup: str, units: int) -> str:
     """`markup` cut so that at most `units` UTF-16 units are shown, the last an ellipsis; tags are closed, entities whole."""
-    if words.utf16_units(visible(markup)) <= units:
+    if words.utf16_units(words.bare(markup)) <= units:
         return markup
     kept: list[str] = []
     opened: list[str] = []
@@ -374,17 +368,13 @@ def stages(view: View) -> str:
     lines = []
     for stage in view.stages:
         state = stage.state.state
-        tail = _took(stage.state) if state is Status.SUCCEEDED else words.percent(stage.share) if stage.share is not None else ""
+        share = "" if stage.share is None else words.percent(stage.share)
+        tail = report.took(stage.state) if state is Status.SUCCEEDED else share
         lines.append(f"{MARKS[state]} {stage.number} {escaped(title(stage))}{f' · {tail}' if tail else ''}")
         if state in (Status.FAILED, Status.SKIPPED, Status.BACKING_OFF):
             why = SAVED if _was_stopped(stage.state) else report.reason(stage.state)
             lines.append(INDENT + escaped(words.clip(why, COLUMNS - len(INDENT))))
     return text([bold(words.clip(view.run.pipeline.name, COLUMNS))], lines)
-
-
-def _took(stage: StageState) -> str:
-    spent = [attempt.ended_at - attempt.started_at for attempt in stage.attempts if attempt.ended_at is not None]
-    return words.duration(sum(spent)) if spent else ""
 
 
 def events(view: View, zone: tzinfo | None = None, count: int = FACTS_SHOWN) -> str:
@@ -407,7 +397,7 @@ def log(stage: StageView, lines: Sequence[str] | None) -> str:
         return f"{bold(title(stage))}: what it printed cannot be read just now."
     last = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line).rstrip("\r").rpartition("\r")[2][:200] for line in lines[-MOST_LOG_LINES:]]
     head = f"{bold(title(stage))}, last lines"
-    room = TEXT_UNITS - words.utf16_units(visible(head)) - 1
+    room = TEXT_UNITS - words.utf16_units(words.bare(head)) - 1
     while last and sum(words.utf16_units(line) + 1 for line in last) > room:
         last.pop(0)
     return f"{head}\n<pre>{escaped(chr(10).join(last))}</pre>" if last else f"{bold(title(stage))} has printed nothing yet."
@@ -689,7 +679,7 @@ def _succeeded(told: _Told) -> Message:
     tries = f" in {len(stage.state.attempts)} attempts" if len(stage.state.attempts) > 1 else ""
     busy, coming = [title(other) for other in at_work(told.view)], _coming(told.view)
     ahead = [
-        f"It took {_took(stage.state)}{tries}." if _took(stage.state) else "",
+        f"It took {report.took(stage.state)}{tries}." if report.took(stage.state) else "",
         f"{report.count_states(told.view.run)[Status.SUCCEEDED]} of {len(told.view.stages)} done",
         _line(f"Now: {', '.join(busy)}") if busy else f"Next: {escaped(title(coming))}" if coming else "",
         run_line(told.view, now, told.zone),
@@ -951,7 +941,7 @@ def digest(view: View, host: Mapping[str, Any], now: float, zone: tzinfo | None 
 
 def folded(messages: Sequence[Message], now: float, zone: tzinfo | None = None) -> Message:
     """Old messages as one, the first line of each; it rings if one of them would have."""
-    lines = [f"{words.near(old.at, now, zone)} {escaped(visible(old.html).partition(chr(10))[0])}" for old in messages]
+    lines = [f"{words.near(old.at, now, zone)} {escaped(words.bare(old.html).partition(chr(10))[0])}" for old in messages]
     head = f"📭 <b>While I was offline ({len(messages)})</b>"
     ring = Ring.LOUD if any(old.ring is Ring.LOUD for old in messages) else Ring.SILENT
     key = f"folded/{nonce(*(old.key for old in messages))}"

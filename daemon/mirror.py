@@ -58,7 +58,7 @@ def follow(before: Outbox, after: Outbox, mirrored: Outbox, now: float) -> Outbo
 
 def worded(step: Deliver, now: float, zone: tzinfo | None) -> str:
     """The bare text of a message; one that could not leave in time says when it was meant."""
-    text, at = outbox.bare(step.message.html), step.message.at
+    text, at = words.bare(step.message.html), step.message.at
     return f"({words.near(at, now, zone)}) {text}" if now - at > outbox.OLD_S else text
 
 

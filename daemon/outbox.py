@@ -8,9 +8,7 @@ All but `Keeper` is PURE: an `Outbox` goes in, the next one comes out. The one w
 from __future__ import annotations
 
 import contextlib
-import html
 import os
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ import msgspec
 import structlog
 from msgspec.structs import replace
 
+from daemon import words
 from daemon.dialogue import Message, Ring
 from state.durable import write_atomically
 
@@ -175,10 +174,10 @@ def next_step(box: Outbox, now: float, *, hushed: bool = False, fold: bool = Tru
     entry = next((e for e in box.waiting if _is_answer(e.message, box)), box.waiting[0])
     message, edits = entry.message, box.sent.get(entry.message.replaces, Sent()).message_id
     silent = message.ring is Ring.SILENT or (message.ring is Ring.LOUD and hushed)
-    text = bare(message.html) if entry.plain else message.html
+    text = words.bare(message.html) if entry.plain else message.html
     if entry.doubts and not edits:
         text = AGAIN + text
-    message = replace(message, html=cut(text) if entry.plain else text)
+    message = replace(message, html=words.cut_utf16(text, TEXT_UNITS) if entry.plain else text)
     if entry.plain:
         message = replace(message, buttons=())
     if _is_light(entry):
@@ -243,19 +242,6 @@ def after_crash(box: Outbox) -> Outbox:
 
 
 # -- texts
-
-
-def bare(text: str) -> str:
-    """Telegram's HTML as bare text."""
-    return html.unescape(re.sub(r"</?[a-zA-Z][^<>]*>", "", text))
-
-
-def cut(text: str, units: int = TEXT_UNITS) -> str:
-    """`text` with at most `units` UTF-16 units, ending with an ellipsis where it was cut."""
-    data = text.encode("utf-16-le", "surrogatepass")
-    if len(data) <= 2 * units:
-        return text
-    return data[: 2 * (units - 1)].decode("utf-16-le", "ignore") + "…"
 
 
 # -- the file

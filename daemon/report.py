@@ -215,6 +215,12 @@ def pace(step_s: float) -> str:
     return f"{step_s:.1f} s/step" if step_s >= 1 else f"{1 / step_s:.1f} steps/s" if step_s > 0 else ""
 
 
+def took(stage: StageState) -> str:
+    """The time that a stage's attempts have taken together; empty when it had none."""
+    spent = [attempt.ended_at - attempt.started_at for attempt in stage.attempts if attempt.ended_at is not None]
+    return words.duration(sum(spent)) if spent else ""
+
+
 def waits_for(config: StageConfig, run: RunState) -> str:
     """What a stage that has not started is still waiting for."""
     settled = {stage.name for stage in run.stages if stage.settled}

@@ -130,7 +130,7 @@ def _row(stage: StageView, view: View, now: float, width: int) -> list[str]:
     share, state = stage.share, stage.state.state
     moving = state in (Status.RUNNING, Status.BACKING_OFF)
     eta_s = stage.eta_s(now)
-    left = "" if moving and eta_s is None else f"~{words.duration(eta_s)}" if moving else took(stage)
+    left = "" if moving and eta_s is None else f"~{words.duration(eta_s)}" if moving else report.took(stage.state)
     shape = words.bar(share, width) if moving or state is Status.SUCCEEDED else str(state)
     note = report.stage_note(stage, view, now)
     return [
@@ -141,12 +141,6 @@ def _row(stage: StageView, view: View, now: float, width: int) -> list[str]:
         left,
         f"{state}: {note}" if state is Status.BACKING_OFF else note,
     ]
-
-
-def took(stage: StageView) -> str:
-    """The time that a stage's attempts have taken together; empty when it had none."""
-    spent = [attempt.ended_at - attempt.started_at for attempt in stage.state.attempts if attempt.ended_at is not None]
-    return words.duration(sum(spent)) if spent else ""
 
 
 def _host(workspace: Workspace) -> dict[str, Any]:

@@ -5,7 +5,9 @@ Times come in as seconds since the epoch (UTC) and are turned local here, at the
 
 from __future__ import annotations
 
+import html
 import math
+import re
 import unicodedata
 from collections.abc import Sequence
 from datetime import UTC, datetime, tzinfo
@@ -123,6 +125,11 @@ def cells(text: str) -> int:
     """Columns that `text` takes on a terminal."""
     wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
     return len(text) + wide - sum(unicodedata.combining(char) > 0 for char in text)
+
+
+def bare(markup: str) -> str:
+    """What is shown of Telegram's HTML."""
+    return html.unescape(re.sub(r"</?[a-zA-Z][^<>]*>", "", markup))
 
 
 def utf16_units(text: str) -> int:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from stages.runtime import DISK_FULL_ERRNOS, out_of_memory
+from stages.runtime import disk_refuses, network_is_away, out_of_memory
 from state.contract import MisconfiguredError, StageError, TransientError
 from state.workspace import Workspace
 
@@ -43,9 +43,6 @@ COMPANIONS: dict[str, tuple[tuple[str, ...], ...]] = {
 GPU_SHARE = 0.92
 """The rest is the CUDA context's and the desktop's."""
 
-OFFLINE_TYPES = frozenset(
-    {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "TransportError", "TimeoutException", "XetDownloadError"}
-)
 REFUSED_TYPES = {
     "GatedRepoError": "accept its licence on the hub and give the run a token (HF_TOKEN)",
     "RepositoryNotFoundError": "correct the name, or give the run a token (HF_TOKEN) if it is private",
@@ -125,7 +122,7 @@ def loading(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a loader's failures have no common base
-        if isinstance(error, StageError) or out_of_memory(error) or _disk_full(error):
+        if isinstance(error, StageError) or out_of_memory(error) or any(disk_refuses(cause) for cause in _chain(error)):
             raise
         raise _explained(name, error) from error
 
@@ -140,8 +137,7 @@ def _explained(name: str, error: BaseException) -> StageError:
     """The stage's error for what a loader raised; the hub's own exception may lie several causes deep."""
     for cause in _chain(error):
         kinds = {base.__name__ for base in type(cause).__mro__}
-        status = getattr(getattr(cause, "response", None), "status_code", None)
-        if kinds & OFFLINE_TYPES or isinstance(cause, ConnectionError | TimeoutError) or status == 429 or (status or 0) >= 500:
+        if network_is_away(cause):
             return TransientError(
                 f"model {name}: the Hugging Face hub did not answer and the cache does not hold it ({_line(cause)})"
             )
@@ -161,10 +157,6 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]
-
-
-def _disk_full(error: BaseException) -> bool:
-    return any(isinstance(cause, OSError) and cause.errno in DISK_FULL_ERRNOS for cause in _chain(error))
 
 
 def _first_present(folder: Path, names: tuple[str, ...], kind: str) -> Path:

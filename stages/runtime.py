@@ -55,7 +55,6 @@ from state.durable import publish_folder, tree_digest, write_atomically
 from state.workspace import Attempt, Workspace
 
 PROGRESS_EVERY_S = 0.5
-DISK_FULL_ERRNOS = symptoms.DISK_ERRNOS
 MAX_CAUSES = 20
 
 S = TypeVar("S", bound=msgspec.Struct)

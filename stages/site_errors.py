@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from yt_dlp.networking.exceptions import HTTPError, RequestError
 from yt_dlp.utils import ContentTooShortError, DownloadError, ExtractorError, UnsupportedError
 
-from stages.runtime import DISK_FULL_ERRNOS
+from stages.runtime import disk_refuses
 from state.contract import DiskFullError, StageError
 
 GONE_STATUSES = frozenset({400, 401, 402, 404, 405, 410, 415, 451})
@@ -52,7 +52,7 @@ def site_error(error: BaseException) -> Exception:
             cause.close()  # yt-dlp leaves the connection of a refused request open
         if isinstance(cause, SiteError | StageError):
             return cause
-        if isinstance(cause, OSError) and cause.errno in DISK_FULL_ERRNOS:
+        if isinstance(cause, OSError) and disk_refuses(cause):
             return DiskFullError(f"no space left to download to: {cause}")
     text = _plain(str(error))
     if CAPTIONS.search(text):

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -52,15 +52,20 @@ class Ended(msgspec.Struct, frozen=True):
 class Forks:
     """The requesting end."""
 
-    def __init__(self, *modules: str) -> None:
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    def __init__(self, *modules: str, environment: Mapping[str, str] | None = None) -> None:
+        own = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
         command = [sys.executable, "-m", "tests.process.forks", *modules]
         self._process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            command,
+            cwd=ROOT,
+            env=os.environ | own | (environment or {}),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
         )
 
-    def run(self, spec: Spec, kill_after_s: float | None = None, **after: Any) -> Ended:
-        """Write the spec as the daemon does and run the attempt to its end; `after`: see `Request`."""
+    def run(self, spec: Spec, kill_after_s: float | None = None, codes: Collection[int] = (0, KILLED), **after: Any) -> Ended:
+        """Write the spec as the daemon does and run the attempt to its end, with one of `codes`; `after`: see `Request`."""
         folder = attempt_of(spec)
         folder.root.mkdir(parents=True)
         folder.spec.write_bytes(msgspec.json.encode(spec))
@@ -73,7 +78,7 @@ class Forks:
         line = self._process.stdout.readline() if ready else b""
         assert line, f"no answer about {folder.root}"
         ended = msgspec.json.decode(line, type=Ended)
-        assert ended.code in (0, KILLED), folder.output.read_text()
+        assert ended.code in codes, folder.output.read_text()
         return ended
 
     def __enter__(self) -> Forks:

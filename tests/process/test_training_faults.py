@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import resource
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -27,6 +24,7 @@ from state.contract import BatchPlan, ExitCode, MemoryFit, Outcome, Result, Spec
 from state.settings import Training
 from state.snapshot import Running
 from state.workspace import Workspace
+from tests.process.forks import Forks, attempt_of
 from tests.process.tiny_training import changed, context, events, limit_memory, notes, recipe, tiny_model, token_loss
 
 STAGE = "train_tiny"
@@ -40,34 +38,22 @@ SETTINGS = {
 }
 
 
-def attempt(root: Path, number: int, **settings: object) -> str:
-    """The folder of an attempt, its spec written as the daemon writes it."""
-    folder = context(root, number).attempt
-    spec = Spec(
-        run_id="r",
-        stage=STAGE,
-        module="tests.process.tiny_training",
-        attempt=number,
-        workspace=str(root),
-        settings={**SETTINGS, **settings},
-        seed=3,
-    )
-    folder.spec.write_bytes(msgspec.json.encode(spec))
-    return str(folder.root)
+NO_RESERVES = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+"""What is freed goes back at once, so that a limit means what it says."""
 
 
-def run_attempts(*folders: str) -> tuple[list[int], str]:
-    """Exit codes of the attempts, each in a fork of one process that has imported everything; and all that they printed."""
-    ended = subprocess.run(
-        [sys.executable, "-m", "tests.process.tiny_training", *folders],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"},  # no hidden reserves
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=True,
-        timeout=280,
-    )
-    return [int(line) for line in ended.stdout.splitlines() if line.lstrip("-").isdigit()], ended.stdout
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    with Forks("tests.process.tiny_training", "transformers", "stages.training_adapter", environment=NO_RESERVES) as started:
+        yield started
+
+
+def attempt(forks: Forks, root: Path, number: int, **settings: object) -> tuple[int, str]:
+    """How an attempt ended, and what it printed."""
+    module = "tests.process.tiny_training"
+    values = {**SETTINGS, **settings}
+    spec = Spec(run_id="r", stage=STAGE, module=module, attempt=number, workspace=str(root), settings=values, seed=3)
+    return forks.run(spec, codes=(0, ExitCode.OUT_OF_MEMORY)).code, attempt_of(spec).output.read_text()
 
 
 def result_of(root: Path) -> Result:
@@ -79,16 +65,16 @@ def delivered(root: Path) -> torch.Tensor:
     return torch.cat([found[name].reshape(-1) for name in sorted(found)])
 
 
-def test_address_space_of_every_size(tmp_path: Path) -> None:
+def test_address_space_of_every_size(tmp_path: Path, forks: Forks) -> None:
     """RLIMIT_AS from too little for one example to enough for all: OUT_OF_MEMORY, or bit by bit what fits, unlimited, gives."""
     roots = {spare_mib: tmp_path / str(spare_mib) for spare_mib in (1, 30, 90, 150, 500)}
     common = {"breadth": 4000, "examples": 16}
     whole = {micro_batch: tmp_path / f"micro-{micro_batch}" for micro_batch in (1, 2, 4, 8)}
-    unlimited = [attempt(root, 1, micro_batch=micro_batch, **common) for micro_batch, root in whole.items()]
-    limited = [attempt(root, 1, spare_mib=spare_mib, **common) for spare_mib, root in roots.items()]
-    codes, printed = run_attempts(*unlimited, *limited)
-    assert codes == [0, 0, 0, 0, ExitCode.OUT_OF_MEMORY, 0, 0, 0, 0]
-    assert "DefaultCPUAllocator: can't allocate memory" in printed
+    for micro_batch, root in whole.items():
+        assert attempt(forks, root, 1, micro_batch=micro_batch, **common)[0] == 0
+    limited = [attempt(forks, root, 1, spare_mib=spare_mib, **common) for spare_mib, root in roots.items()]
+    assert [code for code, _ in limited] == [ExitCode.OUT_OF_MEMORY, 0, 0, 0, 0]
+    assert "DefaultCPUAllocator: can't allocate memory" in limited[0][1]
     fits = []
     for root in list(roots.values())[1:]:
         metrics = result_of(root).metrics
@@ -100,7 +86,7 @@ def test_address_space_of_every_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_resume_under_a_limit(tmp_path: Path) -> None:
+def test_resume_under_a_limit(tmp_path: Path, forks: Forks) -> None:
     """Memory too short for the weights of a checkpoint: OUT_OF_MEMORY each time, the checkpoint stays, and so do the bits."""
     settings = {"width": 320, "examples": 16}
     first = context(tmp_path / "cut")
@@ -116,11 +102,12 @@ def test_resume_under_a_limit(tmp_path: Path) -> None:
     with pytest.raises(StopRequested):
         train(first, msgspec.convert(SETTINGS, Training), changed(recipe(tiny_model(width=320), 16), token_loss=stop_in_step_2))
     assert first.checkpoints.newest_step() == 1
-    limits = (0, 2, 4, None)
-    limited = [attempt(tmp_path / "cut", 2 + number, spare_mib=mib, **settings) for number, mib in enumerate(limits)]
-    codes, printed = run_attempts(attempt(tmp_path / "whole", 1, **settings), *limited)
-    assert codes == [0, *[ExitCode.OUT_OF_MEMORY] * 3, 0]
-    assert "in load_weights" in printed
+    assert attempt(forks, tmp_path / "whole", 1, **settings)[0] == 0
+    limited = [
+        attempt(forks, tmp_path / "cut", 2 + number, spare_mib=mib, **settings) for number, mib in enumerate((0, 2, 4, None))
+    ]
+    assert [code for code, _ in limited] == [*[ExitCode.OUT_OF_MEMORY] * 3, 0]
+    assert "in load_weights" in limited[-2][1]
     assert "Resumed from step 1" in notes(context(tmp_path / "cut", 5))
     assert torch.equal(delivered(tmp_path / "cut"), delivered(tmp_path / "whole"))
     assert result_of(tmp_path / "cut").metrics["ledger_exact"] == 1.0

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,7 @@ import pytest
 from state.contract import Event, ExitCode, ExitRecord, Metric, Progress, Result, Spec
 from state.durable import tree_digest
 from state.workspace import Attempt, Workspace
+from tests.process.forks import KILLED, Forks, attempt_of
 
 STAGE = "train_tiny"
 SETTINGS = {
@@ -28,11 +30,9 @@ SETTINGS = {
 }
 
 
-def attempt(workspace: Workspace, number: int) -> Attempt:
-    """The folder of an attempt, its spec written as the daemon writes it."""
-    folder = workspace.attempt(STAGE, number)
-    folder.root.mkdir(parents=True)
-    spec = Spec(
+def spec(workspace: Workspace, number: int) -> Spec:
+    """What an attempt is told."""
+    return Spec(
         run_id="r",
         stage=STAGE,
         module="tests.process.tiny_training",
@@ -41,18 +41,14 @@ def attempt(workspace: Workspace, number: int) -> Attempt:
         settings=SETTINGS,
         seed=3,
     )
-    folder.spec.write_bytes(msgspec.json.encode(spec))
+
+
+def attempt(workspace: Workspace, number: int) -> Attempt:
+    """The folder of an attempt, its spec written as the daemon writes it."""
+    folder = attempt_of(spec(workspace, number))
+    folder.root.mkdir(parents=True)
+    folder.spec.write_bytes(msgspec.json.encode(spec(workspace, number)))
     return folder
-
-
-def run_attempts(arguments: list[str]) -> list[int]:
-    """Exit codes of the attempts, run one after another in forks of one process that has imported everything."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.process.tiny_training", *arguments]
-    ended = subprocess.run(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True, timeout=280
-    )
-    return [int(line) for line in ended.stdout.splitlines() if line.lstrip("-").isdigit()]
 
 
 def outcome(workspace: Workspace) -> tuple[dict[str, float], str, bytes]:
@@ -75,25 +71,28 @@ def lasted_s(workspace: Workspace) -> float:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def forks() -> Iterator[Forks]:
+    with Forks("tests.process.tiny_training", "transformers", "stages.training_adapter") as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Workspace:
     """The workspace of a training that nothing disturbed."""
     workspace = Workspace.at(tmp_path_factory.mktemp("whole"))
-    # a second, throw-away attempt makes both forks, so that the time compares with that of the killed ones
-    spare = Workspace.at(tmp_path_factory.mktemp("spare"))
-    assert run_attempts([f"{attempt(spare, 1).root}:0.01", str(attempt(workspace, 1).root)])[-1] == 0
+    forks.run(spec(workspace, 1))
     return workspace
 
 
 @pytest.mark.parametrize("kills", [4, pytest.param(25, marks=pytest.mark.slow)])
-def test_killed_training_equals_an_undisturbed_one(tmp_path: Path, undisturbed: Workspace, kills: int) -> None:
+def test_killed_training_equals_an_undisturbed_one(tmp_path: Path, forks: Forks, undisturbed: Workspace, kills: int) -> None:
     """SIGKILL at random instants, each followed by a fresh attempt: same weights, same scores, same ledger, all proved."""
     cut = Workspace.at(tmp_path)
     draw = random.Random(kills)
     latest_s = lasted_s(undisturbed) * min(0.5, 2.5 / kills)
-    instants = [f"{attempt(cut, number).root}:{draw.uniform(0.02, latest_s):.3f}" for number in range(1, kills + 1)]
-    codes = run_attempts([*instants, str(attempt(cut, kills + 1).root)])
-    assert codes[-1] == 0
-    assert codes.count(-signal.SIGKILL) >= kills // 2
+    codes = [forks.run(spec(cut, number), draw.uniform(0.02, latest_s)).code for number in range(1, kills + 1)]
+    assert codes.count(KILLED) >= kills // 2
+    assert forks.run(spec(cut, kills + 1)).code == 0
     assert outcome(cut) == outcome(undisturbed)
     assert outcome(cut)[0]["ledger_exact"] == 1.0
 

@@ -1,16 +1,8 @@
-"""A small real training on invented data, a second on one core: for the tests of `stages.training`, and as a stage of its own.
-
-`python -m tests.process.tiny_training ATTEMPT` is the stage. With several attempts, `ATTEMPT[:SECONDS] ...`, it runs one
-after another, each in a fork of a process that has imported everything; one with SECONDS is killed so long after its start.
-"""
+"""A small real training on invented data, a second on one core: for the tests of `stages.training`, and as a stage of its own."""
 
 from __future__ import annotations
 
-import os
 import resource
-import signal
-import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -161,23 +153,5 @@ def main(ctx: StageContext) -> Delivery:
     return Delivery([target], trained.metrics)
 
 
-def attempts(arguments: Sequence[str]) -> None:
-    """Run the attempts; print how each ended, as `os.waitstatus_to_exitcode` has it."""
-    import transformers  # noqa: F401  once, before the forks
-
-    import stages.training_adapter  # noqa: F401  likewise
-
-    torch.set_num_threads(1)
-    for argument in arguments:
-        folder, _, seconds = argument.partition(":")
-        child = os.fork()
-        if child == 0:
-            run(main, [folder])
-        if seconds:
-            time.sleep(float(seconds))
-            os.kill(child, signal.SIGKILL)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-
-
 if __name__ == "__main__":
-    attempts(sys.argv[1:]) if len(sys.argv) > 2 else run(main)
+    run(main)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon import chat, messages, view
+from daemon import chat, messages, view, words
 from daemon.chat import STALE_S, Memory
 from daemon.dialogue import Act, Asked, Button, Message, Say, Show, Submit, Toast
 from daemon.messages import More
@@ -79,7 +79,7 @@ class Owner:
 
     @property
     def text(self) -> str:
-        return messages.visible(self.message.html)
+        return words.bare(self.message.html)
 
     @property
     def buttons(self) -> list[Button]:

@@ -113,7 +113,7 @@ def more_of(seen: View) -> More:
 def test_status(mid: View) -> None:
     """Stage n of m, share, step, pace, both ends, loss, batch, checkpoint, machine, what is next, uptime and restarts."""
     seen = with_stage(mid, "train_marian", {"batch": BatchPlan(micro_batch=8), "fits": {"m on RTX": 16}}, checkpoint=96, steps=160)
-    text = messages.visible(messages.status(seen, HOST, now_of(mid), UTC, more_of(mid)))
+    text = words.bare(messages.status(seen, HOST, now_of(mid), UTC, more_of(mid)))
     assert (
         text
         == """\
@@ -145,7 +145,7 @@ Up 56 s, 1 restart:
 def test_status_of_a_finished_run(done: View) -> None:
     """How it ended, in the words of `vigil status`; nothing is next, and nothing is guessed of a machine that was not read."""
     assert (
-        messages.visible(messages.status(done, {}, done.run.finished_at or 0, UTC))
+        words.bare(messages.status(done, {}, done.run.finished_at or 0, UTC))
         == """\
 Vigil demo · 9 of 11 done
 🏁 Finished: 9 of 11 stages succeeded, 1 bonus failed, 1 skipped.
@@ -164,7 +164,7 @@ Up 3 min 20 s, 1 restart:
 )
 def test_a_run_that_waits_says_so_and_promises_no_end(mid: View, changes: dict[str, Any], line: str) -> None:
     """What holds the whole run stands on top, and no time of its end is told."""
-    text = messages.visible(messages.status(with_run(mid, **changes), HOST, now_of(mid), UTC))
+    text = words.bare(messages.status(with_run(mid, **changes), HOST, now_of(mid), UTC))
     assert text.splitlines()[1] == line
     assert "Run:" not in text
 
@@ -178,7 +178,7 @@ def test_a_stage_that_does_not_work_shows_no_pace(mid: View) -> None:
         (stopping, "Stopping: skipped by the owner (telegram)"),
         (gone, "Its process is gone; the next run goes on"),
     ):
-        text = messages.visible(messages.status(seen, HOST, now_of(mid), UTC))
+        text = words.bare(messages.status(seen, HOST, now_of(mid), UTC))
         assert f"🔵 7/11 MarianMT training\n{line}\n\n" in text
 
 
@@ -187,7 +187,7 @@ def test_the_card_changes_only_with_the_run(mid: View) -> None:
     now = now_of(mid)
     card = messages.card(mid, HOST, now, UTC, more_of(mid))
     assert (
-        messages.visible(card.html)
+        words.bare(card.html)
         == """\
 Vigil demo · 5 of 11 done
 
@@ -220,7 +220,7 @@ as of Thu 12 Feb 19:04"""
 def test_stages(done: View) -> None:
     """Every stage in one line, with what it took; why, under one that failed or was left out."""
     assert (
-        messages.visible(messages.stages(done))
+        words.bare(messages.stages(done))
         == """\
 Vigil demo
 
@@ -265,7 +265,7 @@ def test_log(mid: View) -> None:
     assert messages.log(marian, None) == "<b>MarianMT training</b>: what it printed cannot be read just now."
     assert messages.log(marian, []) == "<b>MarianMT training</b> has printed nothing yet."
     long = messages.log(marian, [f"{number} " + "🦜&" * 100 for number in range(60)])
-    assert words.utf16_units(messages.visible(long)) <= messages.TEXT_UNITS
+    assert words.utf16_units(words.bare(long)) <= messages.TEXT_UNITS
     assert "\n59 🦜&amp;" in long
 
 
@@ -307,7 +307,7 @@ and asks before it acts.
 
 def test_the_scores_fit_a_phone(measured: More) -> None:
     """Before, after, the change and what it is worth, in 40 columns; the demo's own metric is named."""
-    text = messages.visible(messages.scored(measured.scores))
+    text = words.bare(messages.scored(measured.scores))
     assert text.splitlines()[:8] == [
         "The scores",
         "MarianMT",
@@ -327,7 +327,7 @@ def test_the_scores_fit_a_phone(measured: More) -> None:
 
 def test_a_plot_is_named(mid: View) -> None:
     """The stage, its loss and the step."""
-    assert messages.visible(messages.plotted(stage_of(mid, "train_marian"))) == "MarianMT training\nLoss 0.36 at step 100"
+    assert words.bare(messages.plotted(stage_of(mid, "train_marian"))) == "MarianMT training\nLoss 0.36 at step 100"
 
 
 # -- the end of the run
@@ -390,7 +390,7 @@ def test_a_question_says_what_stands_what_is_kept_and_what_follows(mid: View) ->
     seen = with_stage(mid, "train_marian", checkpoint=96)
     marian = stage_of(seen, "train_marian")
     assert (
-        messages.visible(messages.question(CommandKind.SKIP, marian, seen))
+        words.bare(messages.question(CommandKind.SKIP, marian, seen))
         == """\
 Skip MarianMT training?
 It is at work,
@@ -415,7 +415,7 @@ def test_the_other_questions(mid: View, done: View) -> None:
     """Retry names what comes back with it; stop says that the phone cannot start it again."""
     bonus = stage_of(done, "train_gemma_12b")
     assert (
-        messages.visible(messages.question(CommandKind.RETRY, bonus, done))
+        words.bare(messages.question(CommandKind.RETRY, bonus, done))
         == """\
 Try TranslateGemma 12B QLoRA again?
 It has failed,
@@ -426,7 +426,7 @@ It begins again.
 Then also: Evaluation of the 12B"""
     )
     assert (
-        messages.visible(messages.question(CommandKind.PAUSE, None, mid))
+        words.bare(messages.question(CommandKind.PAUSE, None, mid))
         == """\
 Pause the run?
 At work: MarianMT training
@@ -435,7 +435,7 @@ Kept: all; it saves first.
 Then: nothing runs until /resume."""
     )
     assert (
-        messages.visible(messages.question(CommandKind.RESUME, None, done))
+        words.bare(messages.question(CommandKind.RESUME, None, done))
         == """\
 Go on with the run?
 Nothing is at work.
@@ -444,7 +444,7 @@ Kept: all that is done.
 Then: it goes on where it was saved."""
     )
     assert (
-        messages.visible(messages.question(CommandKind.STOP, None, mid))
+        words.bare(messages.question(CommandKind.STOP, None, mid))
         == """\
 Stop Vigil and the run?
 At work: MarianMT training
@@ -453,7 +453,7 @@ Kept: all; it saves first.
 Then: Vigil ends and is silent here.
 It cannot be started from the phone."""
     )
-    assert messages.visible(messages.asked_for(CommandKind.SKIP, stage_of(mid, "train_marian"), T0, UTC, at_once=True)) == (
+    assert words.bare(messages.asked_for(CommandKind.SKIP, stage_of(mid, "train_marian"), T0, UTC, at_once=True)) == (
         "Skip MarianMT training now\nAsked for at 18:00."
     )
 
@@ -472,7 +472,7 @@ def test_a_done_stage_rings(done: View, measured: More) -> None:
     marian = told(fact_of(done, "stage.succeeded", "train_marian"), done)
     assert (marian.ring, marian.kind) == (Ring.LOUD, "stage.succeeded")
     assert (
-        messages.visible(marian.html)
+        words.bare(marian.html)
         == """\
 ✅ MarianMT training is done
 160 steps, best at step 160
@@ -488,7 +488,7 @@ def test_the_end_rings(done: View, measured: More) -> None:
     """How it ended, how long it took, what is missing, the scores."""
     end = told(fact_of(done, "run.finished"), done, measured)
     assert end.ring is Ring.LOUD
-    assert messages.visible(end.html).splitlines()[:7] == [
+    assert words.bare(end.html).splitlines()[:7] == [
         "🏁 Vigil demo is finished",
         "9 of 11 stages succeeded, 1 bonus failed, 1 skipped.",
         "It took 1 h 6 min.",
@@ -505,7 +505,7 @@ def test_a_bonus_that_failed_is_silent_and_a_required_stage_is_red(done: View) -
     bonus = told(fact_of(done, "stage.failed"), done)
     assert bonus.ring is Ring.SILENT
     assert (
-        messages.visible(bonus.html)
+        words.bare(bonus.html)
         == """\
 ❌ TranslateGemma 12B QLoRA has failed
 Out of memory at micro-batch 1 (the lowest rung of the memory ladder)
@@ -540,7 +540,7 @@ def test_a_return_tells_how_long_what_was_lost_and_the_new_end(mid: View) -> Non
     back = told(Fact(id="9", at=at, kind="run.resumed", text="run x goes on", fields={"rebooted": True}), seen)
     assert back.ring is Ring.LOUD
     assert (
-        messages.visible(back.html)
+        words.bare(back.html)
         == """\
 🔌 Back after a restart
 Away for up to 2 h 10 min,
@@ -583,7 +583,7 @@ def test_a_long_outage_is_one_message(mid: View) -> None:
     assert {message.ring for message in (first, third, other)} == {Ring.SILENT}
     assert (first.replaces, third.replaces, other.replaces) == ("", first.key, "")
     assert (
-        messages.visible(third.html)
+        words.bare(third.html)
         == """\
 🔁 Sermon download tries again
 The network does not answer; tried again in 30 s
@@ -605,7 +605,7 @@ def test_less_memory_is_told_in_silence(mid: View) -> None:
     assert (noted.ring, noted.html) == (Ring.SILENT, f"🔧 <b>MarianMT training</b>\n{text}")
     fields = {"outcome": str(Outcome.OUT_OF_MEMORY)}
     retried = told(fact(2, "stage.backed_off", "train_marian: no room; tried again in 5 s", "train_marian", fields=fields), mid)
-    assert messages.visible(retried.html) == "🔧 MarianMT training adapts\nNo room; tried again in 5 s"
+    assert words.bare(retried.html) == "🔧 MarianMT training adapts\nNo room; tried again in 5 s"
     assert told(fact(3, "attempt.noted", "counted", "train_marian"), mid).ring is Ring.OFF
 
 
@@ -627,7 +627,7 @@ def test_a_disk_hold_is_red_until_it_is_solved(mid: View) -> None:
     red, end = told(held, seen), told(freed, seen)
     assert (red.ring, end.ring, end.replaces) == (Ring.RED, Ring.SILENT, red.key)
     assert (
-        messages.visible(red.html)
+        words.bare(red.html)
         == """\
 🔴 The run waits for disk space
 The disk has 900 MB free and 1 GB are to be kept
@@ -635,7 +635,7 @@ The disk has 900 MB free and 1 GB are to be kept
 Free some: it goes on by itself."""
     )
     assert (
-        messages.visible(end.html)
+        words.bare(end.html)
         == """\
 ✅ Solved at 18:43, after 42 min
 there is space again
@@ -719,7 +719,7 @@ def test_a_gap_that_is_over_is_told_when_the_work_moves(mid: View) -> None:
     assert messages.noticed(with_stage(seen, "download", progress=msgspec.structs.replace(moving, at=T0 + 90)), UTC) == []
     (over,) = messages.noticed(seen, UTC)
     assert (
-        messages.visible(over.html)
+        words.bare(over.html)
         == """\
 🔁 Sermon download goes on
 It waited 2 h,
@@ -735,7 +735,7 @@ def test_a_hot_gpu_is_red() -> None:
     assert messages.gpu_hot({"gpus": [{"temperature_c": None}, {"temperature_c": 84.0}]}, T0) is None
     red = messages.gpu_hot({"gpus": [{"temperature_c": 93.0}]}, T0)
     assert red is not None
-    assert (red.ring, messages.visible(red.html)) == (Ring.RED, "🔴 The GPU has 93 °C\nLook after its air; /pause lets it cool.")
+    assert (red.ring, words.bare(red.html)) == (Ring.RED, "🔴 The GPU has 93 °C\nLook after its air; /pause lets it cool.")
 
 
 def test_the_morning_digest(mid: View) -> None:
@@ -743,7 +743,7 @@ def test_the_morning_digest(mid: View) -> None:
     digest = messages.digest(mid, HOST, now_of(mid), UTC)
     assert digest.key == "20260212-180000/digest/2026-02-12"
     assert (
-        messages.visible(digest.html)
+        words.bare(digest.html)
         == """\
 Vigil demo · 5 of 11 done
 
@@ -772,7 +772,7 @@ def test_what_was_missed_comes_as_one(done: View) -> None:
     missed = [told(one, done) for one in done.facts if one.kind in ("stage.succeeded", "stage.failed")][-3:]
     folded = messages.folded(missed, done.run.finished_at or 0, UTC)
     assert (
-        messages.visible(folded.html)
+        words.bare(folded.html)
         == """\
 📭 While I was offline (3)
 
@@ -817,7 +817,7 @@ def test_our_lines_fit_a_phone(mid: View, done: View, measured: More) -> None:
     solved = messages.solved(red, T0 + 90_000, "it came to its end", UTC).html
     for text in (*texts, *heads, messages.still(red, 12).html, solved):
         assert_sendable(text)
-        for line in messages.visible(text).splitlines():
+        for line in words.bare(text).splitlines():
             assert words.cells(line) <= messages.COLUMNS, line
             assert sum(unicodedata.east_asian_width(char) == "W" for char in line) <= 1, line
 
@@ -843,7 +843,7 @@ def assert_sendable(text: str) -> None:
 def test_what_is_not_ours_arrives_as_typed(text: str) -> None:
     """Telegram's own rules read it back to the letter."""
     assert markup.parse(messages.escaped(text))[0] == text.strip()
-    assert messages.visible(messages.escaped(text)) == text
+    assert words.bare(messages.escaped(text)) == text
 
 
 def test_what_telegram_refuses_is_taken_out() -> None:
@@ -857,8 +857,8 @@ def test_what_telegram_refuses_is_taken_out() -> None:
 def test_a_cut_never_halves_an_emoji(units: int, text: str) -> None:
     """Counted in UTF-16, in which an emoji is two; the tags are closed."""
     assert messages.cut_html("<b>🦜🦜</b>abcde", units) == text
-    plain = messages.visible("<b>🦜🦜</b>abcde")
-    assert words.cut_utf16(plain, units) == messages.visible(text)
+    plain = words.bare("<b>🦜🦜</b>abcde")
+    assert words.cut_utf16(plain, units) == words.bare(text)
 
 
 _PIECES = st.lists(st.tuples(st.sampled_from(["", "b", "pre", "i"]), st.text(max_size=30)), max_size=8)
@@ -869,7 +869,7 @@ def test_any_cut_is_well_formed_and_short_enough(pieces: list[tuple[str, str]], 
     """Whatever is written in it: what is shown is a beginning of the whole, and an ellipsis says that it was cut."""
     whole = "".join(f"<{tag}>{messages.escaped(text)}</{tag}>" if tag else messages.escaped(text) for tag, text in pieces)
     cut = messages.cut_html(whole, units)
-    shown, all_of_it = messages.visible(cut), messages.visible(whole)
+    shown, all_of_it = words.bare(cut), words.bare(whole)
     markup.parse(cut)
     assert words.utf16_units(shown) <= units
     assert shown == all_of_it or (shown.endswith("…") and all_of_it.startswith(shown[:-1]))
@@ -914,7 +914,7 @@ def test_keys_are_of_the_run(example: ExampleRun) -> None:
 def test_a_stage_without_steps_tells_what_it_counts(mid: View, progress: Progress | None, line: str) -> None:
     """Its own unit, or what it is busy with; no line about a checkpoint that it does not make."""
     seen = with_stage(mid, "download", {"status": Running(since=0)}, progress=progress, rate=None)
-    lines = messages.visible(messages.status(seen, {}, T0, UTC)).splitlines()
+    lines = words.bare(messages.status(seen, {}, T0, UTC)).splitlines()
     assert line in lines[lines.index("🔵 1/11 Sermon download") :][:3]
     assert "Saved: nothing yet" not in lines[: lines.index(line)]
 
@@ -922,6 +922,6 @@ def test_a_stage_without_steps_tells_what_it_counts(mid: View, progress: Progres
 @pytest.mark.parametrize(("alive", "begin"), [(None, "Whether Vigil is running cannot be told"), (False, "Vigil is not running;")])
 def test_a_daemon_that_is_not_seen_promises_nothing(mid: View, alive: bool | None, begin: str) -> None:
     """Said in the words of `vigil status`; no end of the run, no uptime."""
-    text = messages.visible(messages.status(dataclasses.replace(mid, alive=alive), {}, now_of(mid), UTC))
+    text = words.bare(messages.status(dataclasses.replace(mid, alive=alive), {}, now_of(mid), UTC))
     assert text.splitlines()[1].startswith(begin)
     assert not {"Run", "Up"} & {line.partition(" ")[0].rstrip(":") for line in text.splitlines()}

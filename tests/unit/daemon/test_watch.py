@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from daemon import locks, view, watch
+from daemon import locks, report, view, watch
 from state.workspace import Workspace
 
 NOW = 1_770_923_000.0
@@ -57,7 +57,7 @@ def test_the_time_a_finished_stage_took_is_that_of_all_its_attempts(finished_wor
     """13 s lost in a crash and 8 s that led to the end."""
     seen = view.read(finished_workspace)
     whisper = next(stage for stage in seen.stages if stage.config.name == "train_whisper")
-    assert watch.took(whisper) == "21 s"
+    assert report.took(whisper.state) == "21 s"
 
 
 def test_a_run_that_has_not_begun_is_shown(example: Any) -> None:
