@@ -122,6 +122,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Micro-batches found to fit, by `fit_key`."""
     deliver_best: bool = False
     """Train no further: deliver the best weights there are. It has diverged too often."""
+    work_share: float = 1.0
+    """Of the examples: a bonus with less time trains on the first so many of its order, with a schedule made for them."""
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):

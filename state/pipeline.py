@@ -32,6 +32,8 @@ class StageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     resource: Resource = Resource.CPU
     optional: bool = False
     """A bonus: its failure is told, and the run still counts as good."""
+    least_share: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    """Of a training bonus: rather train on this share of its examples than not at all when the deadline is near. Decided before it begins."""
     budget_h: Annotated[float, Meta(gt=0)] | None = None
     """Hours it is expected to need at most; shown, and used for the time left."""
     grace_s: Annotated[float, Meta(gt=0)] = 120.0
@@ -47,6 +49,11 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     name: Annotated[str, Meta(min_length=1, max_length=60)]
     description: str = ""
+    deadline: str | None = None
+    """`Tue 08:00`: the next one after the run's start, in the machine's zone; or a date, `2026-02-17 08:00`."""
+    price_per_kwh: Annotated[float, Meta(ge=0)] | None = None
+    """What the owner pays for a kilowatt-hour, in `currency`."""
+    currency: Annotated[str, Meta(min_length=1, max_length=8)] = "USD"
     keep_free_gb: Annotated[float, Meta(ge=0)] = 1.0
     """With less on the workspace's disk every stage checkpoints and waits."""
     keep_free_windows_gb: Annotated[float, Meta(ge=0)] = 5.0

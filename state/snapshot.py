@@ -113,6 +113,8 @@ class StageState(msgspec.Struct, frozen=True, kw_only=True):
     """Micro-batches found to fit, by `contract.fit_key`."""
     deliver_best: bool = False
     """It diverged too often: the next attempt delivers the best weights and trains no further."""
+    work_share: float = 1.0
+    """Of its examples; settled when it begins, and never changed after."""
 
     @property
     def state(self) -> Status:
@@ -156,6 +158,8 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     stages: tuple[StageState, ...]
     finished_at: float | None = None
     paused: bool = False
+    deadline_at: float | None = None
+    """The instant that the pipeline's `deadline` names, counted from the run's start."""
     disk_hold: str = ""
     """Why everything waits for disk space; empty when it does not."""
     starts: tuple[Start, ...] = ()

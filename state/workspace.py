@@ -111,6 +111,26 @@ class Workspace:
         return self.root / "report"
 
     @property
+    def estimates(self) -> Path:
+        """How long each stage is expected to take."""
+        return self.root / "plan" / "estimates.json"
+
+    @property
+    def forecasts(self) -> Path:
+        """What the daemon expected, and when: a line each time it changed."""
+        return self.root / "plan" / "forecasts.jsonl"
+
+    @property
+    def rehearsal(self) -> Path:
+        """The rehearsal's own runs, and what it found."""
+        return self.root / "rehearsal"
+
+    @property
+    def energy(self) -> Path:
+        """What the machine used while stages ran: a line each some minutes."""
+        return self.root / "plan" / "energy.jsonl"
+
+    @property
     def logs(self) -> Path:
         return self.root / "logs"
 
