@@ -1,6 +1,7 @@
-"""What the plan expects: how long each stage takes, when the run ends, and whether that is before the deadline. Values and their files.
+"""What the plan expects: how long each stage takes, when the run ends, whether the deadline holds. Values and their files.
 
-Estimates are written by the rehearsal, and by stages that succeed; forecasts by the daemon, a line each time one says something new.
+Estimates are written by the rehearsal, and by stages that succeed; forecasts by the daemon, a line each time one says
+something new.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class StageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     optional: bool = False
     """A bonus: its failure is told, and the run still counts as good."""
     least_share: Annotated[float, Meta(gt=0, le=1)] = 1.0
-    """Of a training bonus: rather train on this share of its examples than not at all when the deadline is near. Decided before it begins."""
+    """Of a training bonus: rather train on this share of its examples than not at all when time is short."""
     budget_h: Annotated[float, Meta(gt=0)] | None = None
     """Hours it is expected to need at most; shown, and used for the time left."""
     grace_s: Annotated[float, Meta(gt=0)] = 120.0
