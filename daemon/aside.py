@@ -13,7 +13,22 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import msgspec
+
 T = TypeVar("T")
+
+
+def settle_types() -> None:
+    """Have msgspec look through every type that is loaded; to be called before threads read files.
+
+    It does so when a type is first decoded, and a second thread that decodes it meanwhile crashes the process (msgspec 0.22).
+    """
+    types: list[type] = [msgspec.Struct]
+    for each in types:  # grows
+        types += each.__subclasses__()
+    for each in types[1:]:
+        with contextlib.suppress(TypeError, NameError):  # what cannot be looked through is never decoded
+            msgspec.json.Decoder(each)
 
 
 async def aside(call: Callable[[], T], limit_s: float | None = None) -> T:

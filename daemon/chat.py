@@ -17,9 +17,9 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from daemon import messages, words
+from daemon import answers, markup, questions, words
 from daemon.dialogue import Act, Asked, Button, Message, Say, Show, Submit, Toast
-from daemon.messages import More
+from daemon.standing import NOTHING_MORE, More
 from daemon.view import StageView, View
 from state.contract import Command, CommandKind
 from state.machine import Status
@@ -124,7 +124,7 @@ def decide(
     host: Mapping[str, Any] | None,
     now: float,
     zone: tzinfo | None = None,
-    more: More = messages.NOTHING_MORE,
+    more: More = NOTHING_MORE,
 ) -> Answer:
     """What is to be done about one update of the owner's, and what is to be remembered. `view` is None where no run can be read."""
     if view is None:
@@ -136,8 +136,8 @@ def decide(
 def _blind(asked: Asked, now: float, zone: tzinfo | None) -> list[Act]:
     """Without a run to look at nothing acts."""
     name = asked.text[:MOST_CHARS].partition("@")[0].strip().lower()
-    known = {"/help": messages.help_text(), "/ping": messages.ping(None, now, zone)}
-    say = Say(Message(key=f"answer/{asked.update_id}", html=known.get(name, messages.unreadable()), at=asked.at))
+    known = {"/help": answers.help_text(), "/ping": answers.ping(None, now, zone)}
+    say = Say(Message(key=f"answer/{asked.update_id}", html=known.get(name, answers.unreadable()), at=asked.at))
     return [Toast(asked.callback_id, "The run cannot be read."), say] if asked.callback_id else [say]
 
 
@@ -149,7 +149,7 @@ def _typed(talk: _Talk) -> Answer:
     name = typed[0].partition("@")[0] if typed else ""
     answer = _COMMANDS.get(name)
     if answer is None:
-        return talk.memory, [talk.say(messages.HELP_LINE)]
+        return talk.memory, [talk.say(answers.HELP_LINE)]
     return answer(talk, typed[1:])
 
 
@@ -162,7 +162,7 @@ def _status(talk: _Talk, _arguments: list[str]) -> Answer:
 
 
 def _status_text(talk: _Talk) -> str:
-    return messages.status(talk.view, talk.host, talk.now, talk.zone, talk.more)
+    return answers.status(talk.view, talk.host, talk.now, talk.zone, talk.more)
 
 
 def _refresh(update_id: int) -> tuple[tuple[Button, ...], ...]:
@@ -170,7 +170,7 @@ def _refresh(update_id: int) -> tuple[tuple[Button, ...], ...]:
 
 
 def _start(talk: _Talk, _arguments: list[str]) -> Answer:
-    return talk.memory, [Say(replace(messages.welcome(talk.view), key=talk.key, at=talk.asked.at))]
+    return talk.memory, [Say(replace(answers.welcome(talk.view), key=talk.key, at=talk.asked.at))]
 
 
 def _log_text(talk: _Talk, arguments: list[str]) -> str:
@@ -180,13 +180,13 @@ def _log_text(talk: _Talk, arguments: list[str]) -> str:
     stage = talk.find(named) if named else max((s for s in talk.view.stages if s.state.attempts), key=_worked_at, default=None)
     if stage is None:
         return _which(talk) if named else "No stage has started yet."
-    count = min(max(1, counts[0] if counts else DEFAULT_LOG_LINES), messages.MOST_LOG_LINES)
+    count = min(max(1, counts[0] if counts else DEFAULT_LOG_LINES), answers.MOST_LOG_LINES)
     printed = talk.more.output.get(stage.config.name, None if stage.state.attempts else ())
-    return messages.log(stage, None if printed is None else printed[-count:])
+    return answers.log(stage, None if printed is None else printed[-count:])
 
 
 def _which(talk: _Talk) -> str:
-    return messages.text(["Which stage? There are:"], [f"{stage.number} {stage.config.name}" for stage in talk.view.stages])
+    return markup.text(["Which stage? There are:"], [f"{stage.number} {stage.config.name}" for stage in talk.view.stages])
 
 
 def _plot(talk: _Talk, arguments: list[str]) -> Answer:
@@ -195,7 +195,7 @@ def _plot(talk: _Talk, arguments: list[str]) -> Answer:
     if stage is None:
         return talk.memory, [talk.say(_which(talk) if arguments else "No stage has told a loss yet.")]
     if stage not in drawn:
-        return talk.memory, [talk.say(f"{messages.escaped(messages.title(stage))} has told no loss.")]
+        return talk.memory, [talk.say(f"{markup.escaped(markup.title(stage))} has told no loss.")]
     return talk.memory, [Show("plot", stage.config.name, talk.key)]
 
 
@@ -241,17 +241,17 @@ def _act(kind: CommandKind) -> Callable[[_Talk, list[str]], Answer]:
 def _pick(talk: _Talk, kind: CommandKind, among: list[StageView]) -> Answer:
     if not among:
         return talk.memory, [talk.say(f"There is no stage to {kind}.\n/stages shows them.")]
-    return talk.memory, [talk.say("Which stage?", messages.picks(kind, among))]
+    return talk.memory, [talk.say("Which stage?", questions.picks(kind, among))]
 
 
 _COMMANDS: dict[str, Callable[[_Talk, list[str]], Answer]] = {
     "/start": _start,
     "/status": _status,
-    "/stages": _look(lambda talk, _: messages.stages(talk.view)),
-    "/events": _look(lambda talk, _: messages.events(talk.view, talk.zone)),
+    "/stages": _look(lambda talk, _: answers.stages(talk.view)),
+    "/events": _look(lambda talk, _: answers.events(talk.view, talk.zone)),
     "/log": _look(_log_text),
-    "/help": _look(lambda _talk, _: messages.help_text()),
-    "/ping": _look(lambda talk, _: messages.ping(talk.view, talk.now, talk.zone)),
+    "/help": _look(lambda _talk, _: answers.help_text()),
+    "/ping": _look(lambda talk, _: answers.ping(talk.view, talk.now, talk.zone)),
     "/plot": _plot,
     "/report": _report,
     "/mute": _mute,
@@ -267,11 +267,11 @@ def _ask(talk: _Talk, kind: CommandKind, stage: StageView | None, why: str = "")
     late = f"You wrote that {words.duration(talk.now - talk.asked.at)} ago." if talk.late and not why else ""
     refusal = _pointless(talk.view, kind, stage)
     if refusal:
-        return talk.memory, [talk.say(messages.text([why or late, messages.stands(talk.view, stage), refusal]))]
-    number = messages.nonce(talk.view.run.id, talk.asked.update_id)
-    memory = _remember(talk, kind, number, stage.state.name if stage else "", messages.question_key(number))
-    html = messages.text([why or late], [messages.question(kind, stage, talk.view)])
-    return memory, [talk.say(html, messages.choices(kind, number, stage), key=messages.question_key(number))]
+        return talk.memory, [talk.say(markup.text([why or late, questions.stands(talk.view, stage), refusal]))]
+    number = questions.nonce(talk.view.run.id, talk.asked.update_id)
+    memory = _remember(talk, kind, number, stage.state.name if stage else "", questions.question_key(number))
+    html = markup.text([why or late], [questions.question(kind, stage, talk.view)])
+    return memory, [talk.say(html, questions.choices(kind, number, stage), key=questions.question_key(number))]
 
 
 def _remember(talk: _Talk, kind: CommandKind, number: str, stage: str, key: str) -> Memory:
@@ -329,7 +329,7 @@ def _answered(talk: _Talk, number: str, *, yes: bool, at_once: bool) -> Answer:
         return _answered_before(talk, used, yes=yes)
     question = next((one for one in talk.memory.questions if one.nonce == number), None)
     if question is None:
-        html = messages.text(["That button is too old: nothing was done.", messages.stands(talk.view, None), messages.HELP_LINE])
+        html = markup.text(["That button is too old: nothing was done.", questions.stands(talk.view, None), answers.HELP_LINE])
         return talk.memory, [*_toast(talk, "Too old: nothing was done."), talk.say(html)]
     if not yes:
         left = talk.say("Left as it is.", key=f"{question.key}/no", replaces=question.key)
@@ -341,7 +341,7 @@ def _answered(talk: _Talk, number: str, *, yes: bool, at_once: bool) -> Answer:
     stage = talk.stage(question.stage)
     refusal = _pointless(talk.view, question.kind, stage)
     if refusal:
-        return talk.memory, _toast(talk, f"{words.bare(messages.stands(talk.view, stage))}\n{refusal}")
+        return talk.memory, _toast(talk, f"{words.bare(questions.stands(talk.view, stage))}\n{refusal}")
     return _go(talk, question, stage, at_once=at_once and question.kind is CommandKind.SKIP)
 
 
@@ -356,8 +356,8 @@ def _answered_before(talk: _Talk, used: Used, *, yes: bool) -> Answer:
 def _ask_anew(talk: _Talk, question: Question, why: str) -> Answer:
     stage = talk.stage(question.stage)
     if question.stage and stage is None:
-        return talk.memory, [*_toast(talk, "Nothing was done."), talk.say(messages.escaped(why))]
-    memory, acts = _ask(talk, question.kind, stage, messages.escaped(why))
+        return talk.memory, [*_toast(talk, "Nothing was done."), talk.say(markup.escaped(why))]
+    memory, acts = _ask(talk, question.kind, stage, markup.escaped(why))
     return memory, [*_toast(talk, "Nothing was done."), *acts]
 
 
@@ -384,7 +384,7 @@ def _go(talk: _Talk, question: Question, stage: StageView | None, *, at_once: bo
     """The yes counts: one command, and a button that takes it back where that is possible."""
     kind = question.kind
     command = Command(
-        id=messages.command_id(question.nonce),
+        id=questions.command_id(question.nonce),
         kind=kind,
         at=talk.now,
         stage=question.stage or None,
@@ -392,10 +392,10 @@ def _go(talk: _Talk, question: Question, stage: StageView | None, *, at_once: bo
         by="telegram",
     )
     memory = _settle(talk, question, f"{kind} {question.stage}".rstrip())
-    if kind in messages.UNDO:
+    if kind in questions.UNDO:
         later = dataclasses.replace(talk, memory=memory)
-        memory = _remember(later, messages.UNDO[kind][0], messages.undo_nonce(question.nonce), question.stage, question.key)
-    html = messages.asked_for(kind, stage, talk.now, talk.zone, at_once=at_once)
-    button = messages.undo_button(kind, question.nonce)
+        memory = _remember(later, questions.UNDO[kind][0], questions.undo_nonce(question.nonce), question.stage, question.key)
+    html = questions.asked_for(kind, stage, talk.now, talk.zone, at_once=at_once)
+    button = questions.undo_button(kind, question.nonce)
     edit = talk.say(html, button, key=f"ask/{question.nonce}/yes", replaces=question.key)
     return memory, [*_toast(talk, "Asked for."), Submit(command), edit]

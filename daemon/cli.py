@@ -1,19 +1,21 @@
 """The command line: one function per subcommand, each returning its exit code. Heavy imports wait inside them.
 
-Exit codes: 0 well; 1 a required stage failed, or a command was refused; 2 a bad call; 73 the workspace cannot be written; 74 its
-state cannot be read; 75 busy, or not answered yet; 78 a bad pipeline file; 82 disk full; 83 stopped before the end, the same
-command goes on.
+Exit codes: 0 well; 1 a required stage failed, or a command was refused; 2 a bad call; 70 a fault of Vigil's own; 73 the
+workspace cannot be written; 74 its state cannot be read; 75 busy, or not answered yet; 78 a bad pipeline file; 82 disk full; 83
+stopped before the end, the same command goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import errno
 import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,8 @@ from state.durable import write_atomically
 from state.workspace import Workspace
 
 EX_USAGE = 2
-EX_CANNOT_CREATE = 73  # sysexits.h, as the next two
+EX_SOFTWARE = 70  # sysexits.h, as the next three
+EX_CANNOT_CREATE = 73
 EX_IO_ERROR = 74
 EX_BUSY = 75
 
@@ -45,7 +48,7 @@ exit codes of run and demo:
   73  the workspace cannot be written  74  its saved state cannot be read
   75  another daemon holds it          78  the pipeline file is wrong
   82  the disk is full                 83  stopped; the same command goes on
-   2  a bad call
+   2  a bad call                        70  a fault of Vigil's own
 """
 
 
@@ -89,17 +92,33 @@ def drill(args: argparse.Namespace) -> int:
     return break_things(planned, folder, quick=args.quick, seed=args.seed, only=args.only, as_json=args.json, columns=_columns())
 
 
+def rehearse(args: argparse.Namespace) -> int:
+    """Try every stage of a pipeline on a few items, and say whether the owner can leave."""
+    import shlex
+
+    from daemon import config
+    from daemon.rehearse import rehearse as try_out
+
+    path = Path(args.pipeline).resolve()
+    pipeline = config.load(path, args.set)
+    workspace = _workspace(args)
+    given = [part for override in args.set for part in ("--set", override)]
+    again = shlex.join(["./vigil", "rehearse", args.pipeline, "--workspace", str(workspace.root), *given])
+    return try_out(workspace, pipeline, path, only=args.stage, again=again, as_json=args.json, columns=_columns())
+
+
 def status(args: argparse.Namespace) -> int:
     """Say how far every stage is."""
     from daemon import host, report, view
+    from state import forecast
 
     workspace = _workspace(args)
     seen = view.read(workspace)
     machine = msgspec.to_builtins(host.read_host(workspace))
     if args.json:
-        _print_json(report.status_object(seen, machine, time.time()))
+        _print_json(report.status_object(seen, machine, time.time(), forecast.latest(workspace)))
     else:
-        _print(report.status_lines(seen, machine, time.time(), columns=_columns()))
+        _print(report.status_lines(seen, machine, time.time(), columns=_columns(), forecast=forecast.latest(workspace)))
     return 0
 
 
@@ -174,6 +193,8 @@ def report(args: argparse.Namespace) -> int:
     """Write report/index.html and report/report.md."""
     from daemon import page
 
+    if args.quiet:  # the daemon asks, beside a training
+        os.nice(10)
     workspace = _workspace(args)
     written = page.write(workspace)
     if args.json:
@@ -183,11 +204,56 @@ def report(args: argparse.Namespace) -> int:
     return 0
 
 
-def plot(args: argparse.Namespace) -> int:
-    """Draw the loss of a stage."""
-    from daemon import plots, view
+def accounts(args: argparse.Namespace) -> int:
+    """Say where the hours and the energy went, and what each failure cost."""
+    from daemon import accounts, energy, view
 
     workspace = _workspace(args)
+    seen = view.read(workspace)
+    found, used = accounts.read(workspace, seen, time.time()), energy.read(workspace, seen.run.pipeline)
+    if args.json:
+        _print_json({**dataclasses.asdict(found), "energy": [dataclasses.asdict(one) for one in used]})
+    else:
+        _print([*accounts.lines(found, columns=_columns()), "", *energy.lines(used, seen.run.pipeline)])
+    return 0
+
+
+def bundle(args: argparse.Namespace) -> int:
+    """Gather what the run has brought into one folder that can be verified, and bring it to another machine."""
+    from daemon import bundle, view
+    from daemon.carrier import Carrier
+
+    workspace = _workspace(args)
+    carrier = Carrier.to(args.to, args.ssh) if args.to else None
+    folder = workspace.inside(bundle.FOLDER) if args.out is None else Path(args.out).expanduser().resolve()
+    seen = view.read(workspace)
+    try:
+        made = bundle.assemble(workspace, seen, folder, time.time(), with_audio=args.with_audio, say=_show_bytes)
+        _print([*bundle.summary_lines(made, _columns()), f"Every file is verified in {folder}"])
+        if carrier is not None:
+            mended = carrier.ship(folder, made, _show_bytes)
+            again = f" ({len(mended)} sent again, since they differed)" if mended else ""
+            _print([f"Every file is verified at {carrier.shown}{again}"])
+    except KeyboardInterrupt:
+        raise bundle.BundleError("interrupted; the same command goes on where this one stopped") from None
+    except OSError as error:
+        raise bundle.BundleError(f"{folder} cannot be written: {error}; mend that, then give the same command again") from error
+    return 0
+
+
+def plot(args: argparse.Namespace) -> int:
+    """Draw the loss of a stage, or the scores."""
+    from daemon import plots, scores, view
+
+    workspace = _workspace(args)
+    if args.scores:
+        rows = scores.overall(scores.read(workspace.eval_results))
+        if not rows:
+            raise BadCallError("nothing was scored yet: there is nothing to draw")
+        write_atomically(Path(args.out), plots.score_picture(rows))
+        return 0
+    if not args.stage:
+        raise BadCallError("name a STAGE, or say --scores")
     history = [attempt for attempt in view.read_history(workspace, view.read(workspace).run) if attempt.stage == args.stage]
     shown = plots.training(history)
     if shown is None:
@@ -202,6 +268,24 @@ def pair(args: argparse.Namespace) -> int:
 
     workspace = None if args.workspace is None else Workspace.at(args.workspace)
     return introduce(workspace, None if args.token_file is None else Path(args.token_file))
+
+
+def preflight(args: argparse.Namespace) -> int:
+    """Look whether everything is there for a week away."""
+    from daemon.preflight import preflight as look
+
+    path = Path(args.pipeline) if args.pipeline else None
+    return look(_workspace(args), path, args.set, quick=args.quick, as_json=args.json, columns=_columns())
+
+
+def fetch(args: argparse.Namespace) -> int:
+    """Bring every model that the pipeline names into the cache."""
+    from daemon import config
+    from daemon.fetch import fetch as bring
+    from daemon.preflight import overrides_with_unset
+
+    path = Path(args.pipeline)
+    return bring(_workspace(args), config.load(path, overrides_with_unset(path, args.set)), as_json=args.json)
 
 
 def corpus(args: argparse.Namespace) -> int:
@@ -314,6 +398,16 @@ def _show_progress(done: int, total: int, message: str) -> None:
         sys.stderr.flush()
 
 
+def _show_bytes(done_bytes: int, total_bytes: int, what: str) -> None:
+    """One line that rewrites itself, on a terminal only; gone when all is done."""
+    from daemon.bundle import progress_line
+
+    if sys.stderr.isatty():
+        shown = progress_line(done_bytes, total_bytes, what, _columns()) if done_bytes < total_bytes else ""
+        sys.stderr.write(f"\r\x1b[K{shown}")
+        sys.stderr.flush()
+
+
 def _columns() -> int:
     """Columns of the terminal; 80 where there is none."""
     try:
@@ -361,6 +455,10 @@ def parser() -> argparse.ArgumentParser:
     own = command("run", run, "run a pipeline file to its end, or go on with it")
     own.add_argument("pipeline", metavar="PIPELINE", help="such as pipelines/seattle.toml")
     _add_overrides(own)
+    own = command("rehearse", rehearse, "try every stage on a few items before you leave", json="print one object")
+    own.add_argument("pipeline", metavar="PIPELINE", help="such as pipelines/seattle.toml")
+    _add_overrides(own)
+    own.add_argument("--stage", metavar="STAGE", action="append", default=[], help="only this and what it needs; may be repeated")
     _add_drill(command("drill", drill, "break a small run in every way and see it recover", json="print one object"))
     command("status", status, "how far every stage is", json="print one object (docs/status-json.md)")
     own = command("watch", watch, "the run as it goes, with progress bars")
@@ -369,18 +467,13 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("stage", nargs="?", metavar="STAGE")
     own.add_argument("-n", "--lines", type=_count, default=40, metavar="N", help="the last N lines (40)")
     own.add_argument("-f", "--follow", action="store_true", help="go on as more is written, until Ctrl-C")
-    own = command("skip", skip, "leave a stage out; its checkpoints are kept", json="print the answer")
-    own.add_argument("stage", metavar="STAGE")
-    own.add_argument("--now", action="store_true", help="do not wait for the next safe point")
-    own = command("retry", retry, "try a failed, skipped or waiting stage again", json="print the answer")
-    own.add_argument("stage", metavar="STAGE")
-    command("pause", pause, "checkpoint what runs and start nothing new", json="print the answer")
-    command("resume", resume, "go on after a pause", json="print the answer")
-    command("stop", stop, "let the stages checkpoint and end; `run` goes on later", json="print the answer")
+    _add_wishes(command)
     own = command("report", report, "write report/index.html and report/report.md", json="print the paths")
     own.add_argument("--quiet", action="store_true", help="print nothing")
-    _add_plot(command("plot", plot, "draw the loss of a stage as a picture"))
+    _add_return(command)
+    _add_plot(command("plot", plot, "draw the loss of a stage, or the scores, as a picture"))
     _add_pair(command("pair", pair, "set up the Telegram bot, in two minutes"))
+    _add_before_leaving(command)
     _add_corpus(command("corpus", corpus, "build verse pairs, test set and glossary", json="print the manifest"))
     command("setup", setup, "install or repair the environments (done by ./vigil)")
     return whole
@@ -407,9 +500,41 @@ def _add_drill(own: argparse.ArgumentParser) -> None:
     own.add_argument("--only", action="append", default=[], metavar="FAULT", help="such as power-cut; may be repeated")
 
 
-def _add_plot(own: argparse.ArgumentParser) -> None:
+def _add_wishes(command: Callable[..., argparse.ArgumentParser]) -> None:
+    own = command("skip", skip, "leave a stage out; its checkpoints are kept", json="print the answer")
     own.add_argument("stage", metavar="STAGE")
+    own.add_argument("--now", action="store_true", help="do not wait for the next safe point")
+    own = command("retry", retry, "try a failed, skipped or waiting stage again", json="print the answer")
+    own.add_argument("stage", metavar="STAGE")
+    command("pause", pause, "checkpoint what runs and start nothing new", json="print the answer")
+    command("resume", resume, "go on after a pause", json="print the answer")
+    command("stop", stop, "let the stages checkpoint and end; `run` goes on later", json="print the answer")
+
+
+def _add_return(command: Callable[..., argparse.ArgumentParser]) -> None:
+    command("accounts", accounts, "where the hours and the energy went, and what each failure cost", json="print one object")
+    own = command("bundle", bundle, "gather the results in one verified folder, here or over there")
+    where = own.add_mutually_exclusive_group()
+    where.add_argument("--to", metavar="USER@HOST:PATH", help="send it there by ssh, and have it verified there")
+    where.add_argument("--out", metavar="FOLDER", help="make it there; else in the run's own folder, where it takes little space")
+    own.add_argument("--with-audio", action="store_true", help="the recordings too")
+    own.add_argument("--ssh", default="ssh", metavar="COMMAND", help="such as 'ssh -p 2222'")
+
+
+def _add_plot(own: argparse.ArgumentParser) -> None:
+    own.add_argument("stage", nargs="?", metavar="STAGE")
+    own.add_argument("--scores", action="store_true", help="the scores before and after instead")
     own.add_argument("--out", required=True, metavar="FILE", help="where the PNG goes")
+
+
+def _add_before_leaving(command: Callable[..., argparse.ArgumentParser]) -> None:
+    own = command("preflight", preflight, "is everything there for a week away?", json="print the findings")
+    own.add_argument("pipeline", nargs="?", metavar="PIPELINE", help="such as pipelines/seattle.toml; else that of the run")
+    own.add_argument("--quick", action="store_true", help="leave out what takes long, and the message to the chat")
+    _add_overrides(own)
+    own = command("fetch", fetch, "bring the pipeline's models into the cache", json="print what became of each")
+    own.add_argument("pipeline", metavar="PIPELINE", help="such as pipelines/seattle.toml")
+    _add_overrides(own)
 
 
 def _add_pair(own: argparse.ArgumentParser) -> None:
@@ -470,8 +595,10 @@ CODES = {
     "PreparationError": 1,
     "StuckError": 1,
     "CorpusError": ExitCode.MISCONFIGURED,
+    "FetchError": 1,
     "SettingsError": ExitCode.MISCONFIGURED,
     "PairingError": 1,
+    "BundleError": 1,
 }
 """By name, since their modules are imported only where they are needed; their texts are whole sentences already."""
 
@@ -485,7 +612,10 @@ def explain(error: Exception, args: argparse.Namespace) -> tuple[int, str]:
         return CODES[name], str(error)
     if not isinstance(error, OSError):
         raise error
-    writes, option = args.command in ("run", "demo", "corpus", "drill"), "--out" if args.command == "corpus" else "--workspace"
+    writes, option = (
+        args.command in ("run", "demo", "corpus", "drill", "rehearse"),
+        "--out" if args.command == "corpus" else "--workspace",
+    )
     if isinstance(error, FileNotFoundError) and not writes:
         return EX_USAGE, f"there is no run in {place(args)}{_elsewhere(args)}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -508,8 +638,15 @@ def _elsewhere(args: argparse.Namespace) -> str:
 
 
 def entry() -> None:
-    """The console script. A thread that hangs in a name server may neither keep the end nor crash it."""
-    code = main()
+    """The console script. A thread that hangs in a name server may neither keep the end nor crash it.
+
+    A fault of our own has a code of its own: 1 is a run that ended, and systemd would not start it again.
+    """
+    try:
+        code = main()
+    except Exception:
+        traceback.print_exc()
+        code = EX_SOFTWARE
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()

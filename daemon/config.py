@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from daemon import deadline
 from state.pipeline import Pipeline, StageConfig
 from state.settings import MODULES
 
@@ -53,12 +54,17 @@ def check(pipeline: Pipeline) -> None:
     Raises:
         ConfigError: with the path to the field.
     """
+    try:
+        deadline.check(pipeline.deadline or "Mon 00:00")
+    except deadline.DeadlineError as error:
+        raise ConfigError(f"{error} - at `$.deadline`") from error
     names = [stage.name for stage in pipeline.stages]
     for number, stage in enumerate(pipeline.stages):
         where = f"$.stage[{number}]"
         if names.index(stage.name) != number:
             raise ConfigError(f"the name {stage.name!r} is used twice; give each stage its own - at `{where}.name`")
         _check_references(pipeline, stage, where)
+        _check_share(stage, where)
         _check_settings(stage, where)
     try:
         TopologicalSorter({s.name: {*s.needs, *s.after} for s in pipeline.stages}).prepare()
@@ -82,6 +88,16 @@ def _check_references(pipeline: Pipeline, stage: StageConfig, where: str) -> Non
                 f"{stage.name!r} is required and needs {other!r}, which is optional; use `after`, "
                 f"or make both alike - at `{where}.needs[{index}]`"
             )
+
+
+def _check_share(stage: StageConfig, where: str) -> None:
+    """Only a training can do with less, and only a bonus may; a module of your own must know itself."""
+    unfit = stage.module.startswith("stages.") and not stage.module.startswith("stages.train_")
+    if stage.least_share < 1.0 and (unfit or not stage.optional):
+        raise ConfigError(
+            f"least_share = {stage.least_share:g}: only a training that is `optional` can do with less; "
+            f"take it out of {stage.name!r} - at `{where}.least_share`"
+        )
 
 
 def _check_settings(stage: StageConfig, where: str) -> None:

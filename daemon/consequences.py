@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
@@ -10,7 +11,7 @@ from daemon.effects import Work
 from daemon.ending import Ending, Sight
 from daemon.ladder import next_rung
 from daemon.space import reclaim
-from daemon.words import size
+from daemon.words import duration, size
 from state.contract import Outcome
 from state.machine import Trigger
 from state.snapshot import Attempt, BackingOff, Failed, Running, StageState, Succeeded
@@ -31,7 +32,7 @@ def settle(work: Work, stage: StageState, status: Running, ending: Ending, sight
     elif status.intent is not None and status.intent.skip:
         work.leave_out(stage, status.intent.reason, by="owner")
     elif ending.outcome is Outcome.STOPPED:
-        _back_off(work, stage, ending, 0.0, counts=False)
+        _back_off(work, stage, replace(ending, reason=_why_stopped(status, ending)), 0.0, counts=False)
     else:
         _ENDINGS[ending.outcome](work, stage, ending)
 
@@ -49,17 +50,31 @@ def _back_off(work: Work, stage: StageState, ending: Ending, delay_s: float, *, 
     )
     work.move(stage, Trigger.BACK_OFF, waiting, tries=stage.tries + counts, **changes)
     quiet = ending.outcome in (Outcome.STOPPED, Outcome.INTERRUPTED)
-    again = "goes on with the next start" if ending.outcome is Outcome.STOPPED else f"tried again in {delay_s:.0f} s"
-    if ending.needed_bytes:
-        again = f"goes on once {size(ending.needed_bytes)} are free"
     work.tell(
         "stage.backed_off",
-        f"{stage.name}: {ending.reason.rstrip('.')}; {again}",
+        f"{stage.name}{_what_now(ending, delay_s)}",
         level="info" if quiet else "warning",
         stage=stage.name,
         outcome=ending.outcome,
         delay_s=delay_s,
     )
+
+
+def _why_stopped(status: Running, ending: Ending) -> str:
+    """A stage that leaves in good order knows only that it was asked to."""
+    if status.intent is None:
+        return "it was stopped, and not by Vigil"
+    return ending.reason if ending.reason.startswith(status.intent.reason) else status.intent.reason
+
+
+def _what_now(ending: Ending, delay_s: float) -> str:
+    """Why a stage waits, and for what."""
+    why = ending.reason.rstrip(".")
+    if ending.outcome is Outcome.STOPPED:
+        return f" is saved and waits: {why}"
+    if ending.needed_bytes:
+        return f": {why}; goes on once {size(ending.needed_bytes)} are free"
+    return f": {why}; tried again {f'in {duration(delay_s)}' if delay_s else 'at once'}"
 
 
 def _fail(work: Work, stage: StageState, ending: Ending, why: str = "") -> None:
@@ -104,7 +119,7 @@ def _after_full_disk(work: Work, stage: StageState, ending: Ending) -> None:
 def _after_out_of_memory(work: Work, stage: StageState, ending: Ending) -> None:
     rung = next_rung(stage.batch, work.run.pipeline.stage(stage.name).settings, stage.fits)
     if rung is None:
-        _fail(work, stage, ending, "the lowest rung of the memory ladder")
+        _fail(work, stage, ending, "nothing smaller is left to try")
     else:
         _back_off(work, stage, ending, CRASH_DELAYS_S[0], counts=False, batch=rung)
 

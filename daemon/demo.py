@@ -31,7 +31,7 @@ OURS = {
     *("state.json", "state.json.prev", "state.json.damaged", "journal.jsonl", "vigil.lock", "control", "answers", "stages"),
     *("stark_data", "bible_data", "metrics", "report", "logs", "models"),
     *("fine_tuned_whisper_mi", "fine_tuned_marian_mi", "fine_tuned_gemma_mi_A", "fine_tuned_gemma_mi_B"),
-    "telegram",
+    *("plan", "rehearsal", "bundle", "telegram"),
 }
 """What a run puts into its folder: `--fresh` removes a folder of nothing else."""
 PAIRED = {telegram_settings.FILE, telegram_settings.TOKEN_FILE}
@@ -67,7 +67,7 @@ def demo(workspace: Workspace, *, fresh: bool = False, overrides: Sequence[str] 
         pipeline = config.load(PIPELINE, given)
         logs.set_up(workspace, console=None)
         print(flush=True)
-        with _watched(workspace):
+        with watched(workspace):
             code = supervisor.watch_over(workspace, pipeline, PIPELINE, with_bot=with_telegram)
     cli.say_end(workspace, code)
     return code
@@ -188,7 +188,7 @@ class PreparationError(Exception):
 
 
 @contextlib.contextmanager
-def _watched(workspace: Workspace) -> Iterator[None]:
+def watched(workspace: Workspace) -> Iterator[None]:
     """Show the run by `vigil watch` in a process of its own for as long as the block lasts.
 
     It ignores Ctrl-C, which is the daemon's to handle, and so shows the stages leave too.

@@ -1,6 +1,7 @@
 """What the bot and the owner say to each other, as values: messages out, questions in, and what is to be done about one.
 
-`daemon.messages` writes the words, `daemon.chat` decides, `daemon.outbox` keeps what is to be sent, `daemon.bot` talks to Telegram.
+`daemon.answers`, `daemon.questions` and `daemon.messages` have the words, `daemon.chat` decides, `daemon.outbox` keeps what is to
+be sent, `daemon.wire` talks to Telegram.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     """Rows of buttons."""
     photo: str = ""
     """Path of a PNG."""
+    draws: str = ""
+    """What is drawn into a picture just before it leaves: `scores`; without one, should that fail."""
     document: str = ""
     """Path of a file."""
     replaces: str = ""

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from daemon.clock import Now
 from daemon.ending import Sight
 from state.contract import Answer, Command, Event, Spec
+from state.forecast import Forecast
 from state.machine import Trigger, advance
 from state.snapshot import Fact, Intent, Running, RunState, Skipped, StageState, StageStatus
 
@@ -98,6 +99,8 @@ class Seen:
     """On the Windows drive that holds WSL's virtual disk."""
     reclaimed_bytes: int | None = None
     """A reclaim has ended and brought so much."""
+    forecast: Forecast | None = None
+    """The newest there is, some minutes old at most; None: none yet."""
 
 
 @dataclass

@@ -1,13 +1,12 @@
 """A sign of life to an outside service, such as healthchecks.io: a house without power can send no message, but it can fall silent.
 
-A ping vouches that the daemon sees the run: it is sent only while the run can be read, the tick goes on, and no stage has been
-silent for longer than the daemon should have suffered. What is wrong then is Telegram's to tell; here there is only silence.
+A ping vouches that the daemon sees the run: it is sent only while the run can be read, ticks come to their end, and no stage has
+been silent for longer than the daemon should have suffered. What is wrong then is Telegram's to tell; here there is only silence.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from urllib.parse import urlencode
 import msgspec
 import structlog
 
-from daemon import silence, view
+from daemon import pulse, silence, view
 from daemon.aside import aside
 from daemon.consequences import hung_before
 from daemon.telegram_settings import Secret
@@ -25,25 +24,15 @@ from state.contract import Progress
 from state.snapshot import Running
 from state.workspace import Workspace
 
+TICK_LIMIT_S = 60.0
+"""Within this time a tick ends."""
 FRESH_S = 60.0
-"""The tick must have turned within this time, and has it to end a stage that is silent for too long."""
+"""Beyond its limit: within this time a stage is ended that is silent for too long."""
 LOOK_LIMIT_S = 10.0
 PING_LIMIT_S = 30.0
 ANSWER_S = 10.0
 
 log = structlog.get_logger()
-
-
-def turns() -> int:
-    """How often the main thread, which ticks at least once a second, has gone to sleep: stands still when a tick hangs (proc(5)).
-
-    A tick that spins without end is not seen by it.
-    """
-    for line in Path(f"/proc/self/task/{os.getpid()}/status").read_text(encoding="ascii", errors="replace").splitlines():
-        name, _colon, count = line.partition(":")
-        if name == "voluntary_ctxt_switches":
-            return int(count)
-    return 0
 
 
 def progress(seen: View) -> dict[str, str | int | float]:
@@ -124,11 +113,10 @@ class Heart:
         every_s: float,
         clock: Callable[[], float],
         *,
-        turned: Callable[[], int] = turns,
-        fresh_s: float = FRESH_S,
+        ticks: Callable[[], int] = pulse.ticks,
     ) -> None:
         self._workspace, self._url, self._every_s, self._clock = workspace, url, every_s, clock
-        self._turned, self._fresh_s = turned, fresh_s
+        self._ticks = ticks
         self._trouble = ""
 
     async def beat(self) -> None:
@@ -144,8 +132,8 @@ class Heart:
 
     async def _tried(self) -> str:
         """Why there was no ping; empty when it was heard."""
-        if not await self._turns():
-            return "the tick stands still"
+        if not await self._ticked():
+            return "no tick comes to its end"
         try:
             told, doubt = await aside(lambda: look(self._workspace, self._clock()), limit_s=LOOK_LIMIT_S)
         except Exception as error:  # whatever is wrong with the files
@@ -158,11 +146,11 @@ class Heart:
             return f"the ping was not heard: {type(error).__name__}"
         return ""
 
-    async def _turns(self) -> bool:
-        """Whether the tick goes on: waited for, since nothing else tells of a quiet one."""
-        first, until_s = self._turned(), time.monotonic() + self._fresh_s
+    async def _ticked(self) -> bool:
+        """Whether one more tick ends: waited for, so that what comes after it vouches for this moment."""
+        first, until_s = self._ticks(), time.monotonic() + TICK_LIMIT_S
         while time.monotonic() < until_s:
-            await asyncio.sleep(min(1.0, self._fresh_s / 10))
-            if self._turned() > first:
+            await asyncio.sleep(min(1.0, TICK_LIMIT_S / 10))
+            if self._ticks() > first:
                 return True
         return False

@@ -18,7 +18,7 @@ import psutil
 from state.workspace import Workspace
 
 GPU_TIMEOUT_S = 3.0
-GPU_FIELDS = "name,utilization.gpu,memory.used,memory.total,temperature.gpu"
+GPU_FIELDS = "name,utilization.gpu,memory.used,memory.total,temperature.gpu,power.draw"
 WINDOWS_DRIVE = Path("/mnt/c")
 DISK_EVERY_S = 2.0
 DISK_STALE_S = 30.0
@@ -42,6 +42,7 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
     memory_used_bytes: int | None
     memory_total_bytes: int | None
     temperature_c: float | None
+    power_w: float | None = None
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,7 +147,7 @@ def _ask(command: list[str], timeout_s: float) -> str | None:
 
 def parse_gpu(line: str) -> Gpu:
     """One line of nvidia-smi's CSV; "[N/A]" and the like become None."""
-    name, load, used, total, temperature = (part.strip() for part in line.split(","))
+    name, load, used, total, temperature, power = (part.strip() for part in line.split(","))
     mebibyte = 1 << 20
     used_mib, total_mib = _number(used), _number(total)
     return Gpu(
@@ -155,6 +156,7 @@ def parse_gpu(line: str) -> Gpu:
         memory_used_bytes=None if used_mib is None else int(used_mib * mebibyte),
         memory_total_bytes=None if total_mib is None else int(total_mib * mebibyte),
         temperature_c=_number(temperature),
+        power_w=_number(power),
     )
 
 

@@ -48,7 +48,7 @@ def _skip(work: Work, command: Command, stage: StageState) -> tuple[bool, str]:
         grace_s = NOW_GRACE_S if command.now else work.run.pipeline.stage(stage.name).grace_s
         reason = f"skipped by the owner ({command.by})"
         work.intend_stop(stage, stage.status, skip=True, reason=reason, grace_s=grace_s, by=command.by)
-        return True, f"{stage.name} stops at its next safe point and is skipped; its checkpoints are kept"
+        return True, f"{stage.name} stops at its next save and is skipped; what is saved stays"
     work.leave_out(stage, f"skipped by the owner ({command.by})", by="owner")
     return True, f"{stage.name} is skipped"
 
@@ -59,19 +59,19 @@ def _retry(work: Work, command: Command, stage: StageState) -> tuple[bool, str]:
         return True, f"{stage.name} is tried again at once"
     if stage.state not in (Status.FAILED, Status.SKIPPED):
         return False, f"{stage.name} is {stage.state}; only a failed, skipped or waiting stage can be retried"
-    work.move(stage, Trigger.RESET, Pending(), tries=0, divergences=0, deliver_best=False)
-    revived = _revive_dependents(work, stage.name)
+    work.move(stage, Trigger.RESET, Pending(), tries=0, divergences=0, deliver_best=False, insisted=True)
+    revived = _revive_dependents(work, stage.name, insisted=work.run.pipeline.stage(stage.name).optional)
     work.run = replace(work.run, finished_at=None)
     return True, f"{stage.name} is tried again from its newest checkpoint" + (f", then {', '.join(revived)}" if revived else "")
 
 
-def _revive_dependents(work: Work, name: str) -> list[str]:
+def _revive_dependents(work: Work, name: str, *, insisted: bool) -> list[str]:
     revived = []
     for stage in work.run.stages:
         status = stage.status
         if isinstance(status, Skipped) and status.by == "policy" and name in work.run.pipeline.stage(stage.name).needs:
-            work.move(stage, Trigger.RESET, Pending(), tries=0)
-            revived += [stage.name, *_revive_dependents(work, stage.name)]
+            work.move(stage, Trigger.RESET, Pending(), tries=0, insisted=insisted)
+            revived += [stage.name, *_revive_dependents(work, stage.name, insisted=insisted)]
     return revived
 
 
@@ -80,7 +80,7 @@ def _pause(work: Work, command: Command) -> tuple[bool, str]:
         return False, "the run is paused already"
     work.run = replace(work.run, paused=True)
     work.hold_all(f"paused by the owner ({command.by})")
-    return True, "paused: running stages checkpoint and wait for `resume`"
+    return True, "what runs is saved, then waits for `resume`"
 
 
 def _resume(work: Work, command: Command) -> tuple[bool, str]:
@@ -94,7 +94,7 @@ def _stop_run(work: Work, command: Command) -> tuple[bool, str]:
     if work.run.starts and command.at < work.run.starts[-1].at:
         return False, "asked before this daemon started; ask again to end it"
     work.effects.append(Leave())
-    return True, "running stages checkpoint, then the daemon ends; `vigil run` with the same pipeline goes on"
+    return True, "what runs is saved, then Vigil ends; `vigil run` with the same pipeline goes on"
 
 
 _COMMANDS: dict[CommandKind, Callable[[Work, Command], tuple[bool, str]]] = {

@@ -181,7 +181,7 @@ def next_step(box: Outbox, now: float, *, hushed: bool = False, fold: bool = Tru
     if entry.plain:
         message = replace(message, buttons=())
     if _is_light(entry):
-        message = replace(message, photo="", document="")
+        message = replace(message, photo="", draws="", document="")
     return Deliver(message, silent, edits, entry.plain)
 
 
@@ -202,7 +202,7 @@ def begun(box: Outbox, key: str) -> Outbox:
 def arrived(box: Outbox, key: str, message_id: int) -> Outbox:
     """Telegram has it, as `message_id`."""
     entry = _entry(box, key)
-    media = (entry.message.photo or entry.message.document) and not _is_light(entry)
+    media = (entry.message.photo or entry.message.draws or entry.message.document) and not _is_light(entry)
     sent = Sent() if media else Sent(message_id=message_id)
     names = filter(None, (entry.message.replaces, key))
     return replace(_without(box, key), sent=_newest(box, dict.fromkeys(names, sent)))
@@ -239,9 +239,6 @@ def vanished(box: Outbox, key: str) -> Outbox:
 def after_crash(box: Outbox) -> Outbox:
     """`box` as it is to be taken up by a new process: what was on its way is in doubt."""
     return replace(box, waiting=tuple(replace(e, trying=False, doubts=e.doubts + e.trying) for e in box.waiting))
-
-
-# -- texts
 
 
 # -- the file

@@ -14,16 +14,18 @@ from datetime import tzinfo
 from pathlib import Path
 from typing import Any
 
-from daemon import plots, report, scores, words
+from daemon import accounts, energy, next_steps, plots, report, scores, story, words
 from daemon.timeline import Timeline, timeline
 from daemon.view import AttemptHistory, View, read, read_history, results
+from state import forecast
 from state.contract import Result
 from state.durable import write_atomically
 from state.machine import Status
-from state.snapshot import Fact
+from state.pipeline import Pipeline
 from state.workspace import Workspace
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
+LAUNCHER = Path(__file__).resolve().parent.parent / "vigil"
 MODELS_MADE_HERE = "models/"
 WER = {"wer": "sermon chunks held out, against their pseudo-labels", "replay_wer": "general speech held out"}
 
@@ -51,7 +53,8 @@ class Page:
     """All that the templates show; made of text, so that they decide nothing."""
 
     title: str
-    verdict: str
+    verdict: tuple[str, str, str]
+    """How it ended, what it is worth, what it cost."""
     mood: str
     """`good`, `bad`, or `going`: the colour of the verdict."""
     overview: list[tuple[str, str]]
@@ -65,8 +68,13 @@ class Page:
     losses: list[LossPlot]
     training_rows: list[tuple[str, str]]
     samples: list[scores.Sample]
-    troubles: list[tuple[str, str, str, str]]
-    """(when, level, stage, text)."""
+    story: list[story.Day]
+    plan: list[tuple[str, str, str, str, str]]
+    """(stage, expected, with 80 % by, ended, earlier or later)."""
+    account_head: list[str]
+    accounts: list[list[str]]
+    energy_note: str
+    steps: list[next_steps.Step]
     attempts: list[tuple[str, str, str, str]]
     """(stage, attempt, outcome, why)."""
     remarks: list[tuple[str, str, str]]
@@ -118,9 +126,13 @@ def gather(workspace: Workspace, now: float, zone: tzinfo | None = None) -> Page
     history = read_history(workspace, run)
     receipts = results(workspace, run)
     measured = scores.read(workspace.eval_results)
+    kept, counted = forecast.forecasts(workspace), accounts.read(workspace, view, now)
+    titles = {stage.config.name: stage.title for stage in view.stages}
+    spent = energy.read(workspace, run.pipeline)
+    head, *rows = account_table(view, counted, spent)
     return Page(
         title=run.pipeline.name,
-        verdict=report.liveness(view),
+        verdict=story.verdict(view, scores.rows(measured), counted, kept[-1] if kept else None, now, zone),
         mood=("bad" if run.failed_required else "good") if run.finished else "going",
         overview=overview(view, receipts, now, zone),
         disclaimers=disclaimers(view, measured),
@@ -132,9 +144,12 @@ def gather(workspace: Workspace, now: float, zone: tzinfo | None = None) -> Page
         losses=loss_plots(view, history),
         training_rows=training_rows(view),
         samples=scores.read_samples(workspace, measured),
-        troubles=[
-            (words.day_and_clock(fact.at, zone), fact.level, fact.stage or "", told(fact)) for fact in report.troubles(view.facts)
-        ],
+        story=story.days(view.facts, counted.costs, titles, zone),
+        plan=story.plan_rows(run, kept[0] if kept else None, zone),
+        account_head=head,
+        accounts=rows,
+        energy_note=energy_note(spent, run.pipeline),
+        steps=next_steps.steps(run, receipts, workspace, LAUNCHER, Path(sys.executable)),
         attempts=[(stage, str(a.number), str(a.outcome), a.reason) for stage, a in report.bad_attempts(run)],
         remarks=[(words.day_and_clock(fact.at, zone), fact.stage or "", fact.text) for fact in report.remarks(view.facts)],
         outputs=report.output_rows(receipts),
@@ -156,9 +171,34 @@ def markdown_rows(page: Page) -> dict[str, list[list[str]]]:
     return {"stages": stages, "overall": overall, "genres": genres}
 
 
-def told(fact: Fact) -> str:
-    """A fact's text without the stage's name in front, which has a column of its own."""
-    return fact.text.removeprefix(f"{fact.stage}: ") if fact.stage else fact.text
+def account_table(view: View, counted: accounts.Accounts, spent: Sequence[energy.Energy]) -> list[list[str]]:
+    """Where the hours and the energy went: a heading, a line a stage, and the sum; what never occurred has no column."""
+    if not counted.stages:
+        return [[]]
+    kinds = [kind for kind in accounts.Kind if getattr(counted.total, f"{kind}_s") >= 1]
+    titles = {stage.config.name: stage.title for stage in view.stages}
+    whole, used = energy.whole(spent), {one.stage: one for one in spent}
+    priced = whole.money is not None
+    rows = [["", *kinds, "together", *(["kWh"] if spent else []), *([view.run.pipeline.currency] if priced else [])]]
+    for one in (*counted.stages, counted.total):
+        hours = [accounts.hours(getattr(one, f"{kind}_s")) for kind in kinds]
+        drawn = whole if one is counted.total else used.get(one.stage)
+        cells = [energy.kwh(drawn.kwh if drawn else None)] if spent else []
+        money = [words.NONE if drawn is None or drawn.money is None else f"{drawn.money:.2f}"] if priced else []
+        rows.append([titles.get(one.stage, one.stage), *hours, accounts.hours(one.wall_s), *cells, *money])
+    return rows
+
+
+def energy_note(spent: Sequence[energy.Energy], pipeline: Pipeline) -> str:
+    """What the figures of energy hold and do not hold."""
+    if not spent:
+        return "Energy: not measured; neither nvidia-smi nor the processor tells it here, or the run was too short."
+    whole = energy.whole(spent)
+    parts = [part for part, value in (("the GPU", whole.gpu_kwh), ("the processor", whole.cpu_kwh)) if value is not None]
+    idle = next((one.kwh for one in spent if one.stage == energy.IDLE), None)
+    between = f", {energy.kwh(idle)} kWh of them while no stage ran" if idle else ""
+    price = f" At {pipeline.price_per_kwh:g} {pipeline.currency} a kilowatt-hour." if pipeline.price_per_kwh is not None else ""
+    return f"Energy is that of {' and '.join(parts)}{between}; the rest of the machine is not measured.{price}"
 
 
 def seen_until(view: View, now: float) -> dict[str, float]:

@@ -17,18 +17,19 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from subprocess import SubprocessError
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from daemon import messages, telegram_settings
+from daemon import answers, telegram_settings
 from daemon.aside import Loop
 from daemon.dialogue import Asked, Message, Ring
 from daemon.outbox import Deliver
 from daemon.secrecy import prepare
-from daemon.telegram_settings import FILE, TOKEN_FILE, Secret
+from daemon.telegram_settings import FILE, TOKEN_FILE, Secret, TelegramFile
 from state.durable import write_atomically
 from state.workspace import Workspace
 
@@ -39,7 +40,19 @@ LINK_LIVES_S = 600.0
 MOST_TRIES = 5
 POLL_S = 10
 RETRY_S = 2.0
+TURN_S = 0.05
+"""Until the next poll when another program took the line, and with it what comes just then."""
+MOST_TURNS = 20
+"""In a row, without an answer in between: the other program does not give way."""
 T = TypeVar("T")
+SHARED = """\
+Another program uses this bot. If it is a Vigil at work, it steps aside now.
+If pressing Start changes nothing, press it again.
+"""
+TAKEN = (
+    "nobody was paired: another program keeps this bot's messages to itself; end it (a Vigil at work: `vigil stop`) and give the"
+    " same command again, or make a bot of Vigil's own with BotFather"
+)
 OURS = re.compile(r"^\s*(token_file|owner_id|chat_id)\s*=.*\n?", re.MULTILINE)
 
 
@@ -90,7 +103,19 @@ def pair(
             raise PairingError("nobody was paired: interrupted; give the same command again") from None
     store(folder, token, owner)
     say(f"Paired. The settings are in {path}; a run that is at work takes them up when it is started again.")
+    _check_mirrors(before, say)
     return 0
+
+
+def _check_mirrors(settings: TelegramFile, say: Callable[[str], None]) -> None:
+    """Say which of the addresses that stood in telegram.toml already cannot be used."""
+    from daemon.mirror import UnusableError, open_line
+
+    for number, address in enumerate(settings.mirror, start=1):
+        try:
+            open_line(Secret(address))
+        except (UnusableError, OSError, SubprocessError) as error:
+            say(f"\nIts mirror {number} is of no use: {error if isinstance(error, UnusableError) else type(error).__name__}")
 
 
 def store(folder: Path, token: Secret, owner: Asked) -> None:
@@ -122,21 +147,22 @@ async def introduce(token: Secret, base_url: str, say: Callable[[str], None], *,
         code = secrets.token_urlsafe(16)
         say(f"Open this link on your phone and press Start (it counts for {lives_s / 60:.0f} minutes):")
         say(f"\n  https://t.me/{name}?start={code}\n")
-        owner = await _wait_for_owner(wire, code, time.monotonic() + lives_s)
+        owner = await _wait_for_owner(wire, code, time.monotonic() + lives_s, say)
         wire.chat_id = owner.chat_id
-        greeting = messages.welcome()
+        greeting = answers.welcome()
         await wire.deliver(Deliver(Message(key="welcome", html=greeting.html, ring=Ring.LOUD), silent=False))
         return owner
     finally:
         await wire.close()
 
 
-async def _wait_for_owner(wire: Wire, code: str, deadline_s: float) -> Asked:
+async def _wait_for_owner(wire: Wire, code: str, deadline_s: float, say: Callable[[str], None]) -> Asked:
     from daemon.wire import UnreachableError
 
     tries, offset = 0, 0
+    shared = cache(lambda: say(SHARED))  # once
     while True:
-        received = await _patiently(partial(wire.updates, offset, min(POLL_S, _left_s(deadline_s))), deadline_s)
+        received = await _patiently(partial(wire.updates, offset, min(POLL_S, _left_s(deadline_s))), deadline_s, shared)
         offset = received.offset
         for asked in received.asked:
             verdict = judge(asked, code)
@@ -153,21 +179,29 @@ async def _wait_for_owner(wire: Wire, code: str, deadline_s: float) -> Asked:
             raise PairingError("nobody was paired: the link was not opened in time; give the same command again")
 
 
-async def _patiently(call: Callable[[], Awaitable[T]], deadline_s: float) -> T:
-    """What `call` gives; asked again while Telegram cannot be reached and there is time."""
+async def _patiently(call: Callable[[], Awaitable[T]], deadline_s: float, shared: Callable[[], None] = lambda: None) -> T:
+    """What `call` gives; asked again while Telegram cannot be reached and there is time. Tells `shared` that it is in turns."""
     from daemon.wire import UnreachableError
 
+    turns = 0
     while True:
         try:
             return await call()
         except UnreachableError as error:
             if error.token_refused:
                 raise PairingError("nobody was paired: Telegram refuses this token; copy it from BotFather again") from None
+            turns += error.taken
+            if turns >= MOST_TURNS:
+                raise PairingError(TAKEN) from None
             if time.monotonic() + RETRY_S >= deadline_s:
                 raise PairingError(
                     f"nobody was paired: no good answer from Telegram ({error}); look at the token and the network"
                 ) from None
-        await asyncio.sleep(RETRY_S)
+            pause_s = RETRY_S
+            if error.taken:
+                shared()
+                pause_s = TURN_S
+        await asyncio.sleep(pause_s)
 
 
 def _left_s(deadline_s: float) -> int:

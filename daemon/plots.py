@@ -1,4 +1,6 @@
-"""The plots: SVG text for the report, PNG for a phone. matplotlib is imported when the first is drawn, in a short-lived process.
+"""The plots: a loss as SVG text for the report, a loss or the scores as PNG for a phone.
+
+matplotlib is imported when the first is drawn, in a short-lived process.
 
 Colours in the SVG are CSS variables of the page, so that a plot follows light and dark; the same values give the same bytes.
 """
@@ -12,7 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from daemon.scores import Row
 from daemon.view import AttemptHistory
+from daemon.words import NOT_MEASURED
 
 MOST_POINTS = 600
 """A longer curve is averaged in buckets: what cannot be seen need not be drawn."""
@@ -28,6 +32,8 @@ COLOURS = {
 INK, MUTED, RULE, ACCENT, ACCENT_2, WARN = COLOURS
 ON_PAPER = dict(zip(COLOURS, ("#1d2733", "#5b6773", "#d5dae0", "#1f6feb", "#0f8a5f", "#b3541e"), strict=True))
 """For a picture, which has no page around it."""
+VERDICTS = {"better": "#0f8a5f", "worse": "#c62828", "not clear": "#8a6d00"}
+"""Of `scores.verdict`; what was not compared is grey."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +124,56 @@ def picture(stage: str, shown: Training) -> bytes:
         figure.draw_without_rendering()  # makes the ticks
         for artist in figure.findobj():
             _colour_for_paper(artist)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=200, facecolor="white")
-        return buffer.getvalue()
+        return _png(figure)
+
+
+def score_picture(rows: Sequence[Row]) -> bytes:
+    """The overall scores as a PNG for a phone: a panel a metric, a line a model from before to after, in the verdict's colour."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib.figure import Figure
+
+    metrics = list(dict.fromkeys(row.metric for row in rows))
+    panels = [[row for row in rows if row.metric == metric] for metric in metrics]
+    style: Any = {**_style("scores"), "axes.grid": False, "font.size": 12}
+    with mpl.rc_context({**style, **dict.fromkeys(("axes.edgecolor", "xtick.color", "text.color"), ON_PAPER[MUTED])}):
+        figure = Figure(figsize=(5.2, 0.3 + sum(0.6 + 0.62 * len(panel) for panel in panels)), layout="constrained")
+        heights = [1 + len(panel) for panel in panels]
+        all_axes: Any = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)
+        for metric, panel, (axes,) in zip(metrics, panels, all_axes, strict=True):
+            _draw_scores(axes, metric, panel)
+        all_axes[0][0].set_title("○ before   ● after", loc="right", fontsize=11)
+        return _png(figure)
+
+
+def _draw_scores(axes: Any, metric: str, panel: Sequence[Row]) -> None:
+    axes.set_title(metric, loc="left", fontweight="bold", color=ON_PAPER[INK])
+    for place, row in enumerate(panel):
+        colour = VERDICTS.get(row.verdict, ON_PAPER[MUTED])
+        told = " → ".join(score for score in (row.before, row.after) if score != NOT_MEASURED)
+        before, after = (None if score == NOT_MEASURED else float(score) for score in (row.before, row.after))
+        if before is not None and after is not None:
+            axes.plot([before, after], [place, place], color=colour, linewidth=4, alpha=0.35, solid_capstyle="round")
+        if before is not None:
+            hollow: Any = {"markerfacecolor": "white", "markeredgewidth": 2, "zorder": 3, "clip_on": False}
+            axes.plot(before, place, "o", color=ON_PAPER[MUTED], markersize=9, **hollow)
+        if after is not None:
+            axes.plot(after, place, "o", color=colour, markersize=10)
+        for x, side, text, ink in ((0, "left", row.model, ON_PAPER[INK]), (1, "right", f"{told}  {row.verdict}", colour)):
+            axes.text(x, place - 0.3, text.rstrip(), transform=axes.get_yaxis_transform(), ha=side, va="bottom", color=ink)
+    axes.set_ylim(len(panel) - 0.6, -0.85)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.margins(x=0.05)
+    if axes.get_xlim()[1] > 1:  # a share of the best that there can be; COMET would show no difference
+        axes.set_xlim(left=0)
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=200, facecolor="white")
+    return buffer.getvalue()
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """PURE: what the daemon decides. `step(run, seen, now)` gives the next run and the effects to perform; nothing here touches a file.
 
-The order of a step is fixed: facts of the attempts, commands, the disk, endings, overdue stops, hangs, stages left out, launches,
-the end.
+The order of a step is fixed: facts of the attempts, commands, the disk, endings, overdue stops, hangs, stages left out, the plan,
+launches, the end.
 """
 
 from __future__ import annotations
@@ -16,11 +16,16 @@ from daemon.consequences import hung_before, settle
 from daemon.effects import Ask, Effect, Heard, Launch, Seen, Stop, Work
 from daemon.ending import Sight, classify
 from daemon.orders import obey
+from daemon.plan import admit, mind_the_plan
 from daemon.space import mind_the_disk
+from daemon.turns import cleared, keeps_resource, next_in_line
+from daemon.words import duration
 from state.contract import Divergence, MemoryFit, Note, Outcome, Spec, fit_key
 from state.machine import Status, Trigger
 from state.pipeline import StageConfig
 from state.snapshot import Attempt, BackingOff, Fact, Pending, Running, RunState, StageState, Start
+
+_BAD = {Status.FAILED: "has failed", Status.SKIPPED: "is skipped"}
 
 
 def step(run: RunState, seen: Seen, now: Now) -> tuple[RunState, list[Effect]]:
@@ -36,6 +41,7 @@ def step(run: RunState, seen: Seen, now: Now) -> tuple[RunState, list[Effect]]:
     for sight in seen.sights:
         _look(work, sight)
     _leave_out(work)
+    mind_the_plan(work)
     if not (seen.leaving or work.run.paused or work.run.disk_hold):
         _launch(work)
     _finish(work)
@@ -73,7 +79,7 @@ def _listen(work: Work, heard: Heard) -> None:
     stage = work.stage(heard.stage)
     if isinstance(event, MemoryFit):
         work.put(replace(stage, fits={**stage.fits, fit_key(event.model, event.device): event.micro_batch}))
-        text = f"micro-batch {event.micro_batch} fits {event.model}: {event.reason}"
+        text = f"{event.micro_batch} at a time fit {event.model}: {event.reason}"
         _note(work, heard, Note(at=event.at, text=text, fields={"device": event.device}))
     elif isinstance(event, Divergence):
         blamed = tuple(dict.fromkeys((*stage.skip_examples, *event.examples)))
@@ -143,7 +149,7 @@ def _watch(work: Work, stage: StageState, status: Running, sight: Sight) -> None
         work.put(replace(stage, status=replace(status, killed_for=Outcome.HUNG)))
         work.tell(
             "attempt.hung",
-            f"{stage.name} said nothing for {silent_s:.0f} s (limit {limit_s:.0f} s): ended, to be tried again",
+            f"{stage.name} said nothing for {duration(silent_s)} (limit {duration(limit_s)}): ended, to be tried again",
             level="warning",
             stage=stage.name,
         )
@@ -164,40 +170,33 @@ def _leave_out(work: Work) -> None:
             for need in work.run.pipeline.stage(stage.name).needs:
                 other = work.stage(need)
                 if other.settled and other.state is not Status.SUCCEEDED:
-                    work.leave_out(stage, f"it needs {need}, which is {other.state}", by="policy")
+                    work.leave_out(stage, f"it needs {need}, which {_BAD[other.state]}", by="policy")
                     changed = True
                     break
 
 
 def _launch(work: Work) -> None:
-    """Start, in listed order, every stage whose needs are met and whose resource is free."""
+    """Start whose turn it is; a bonus only if the plan has time for it."""
     pipeline = work.run.pipeline
-    waiting = {pipeline.stage(s.name).resource: s.name for s in work.run.stages if _keeps_resource(s)}
+    waiting = {pipeline.stage(s.name).resource: s.name for s in work.run.stages if keeps_resource(s)}
     running = {pipeline.stage(s.name).resource: s.name for s in work.run.stages if isinstance(s.status, Running)}
-    taken = {**waiting, **running}
-    for stage in work.run.stages:
-        config = pipeline.stage(stage.name)
-        if not _ready(work, stage, config):
-            continue
-        if taken.setdefault(config.resource, stage.name) == stage.name:  # its own wait keeps it for itself
-            _start(work, stage, config)
+    turns = next_in_line(
+        pipeline.stages, {**waiting, **running}, lambda config: _ready(work, config), lambda config: admit(work, config)
+    )
+    for config in turns:
+        _start(work, work.stage(config.name), config)
 
 
-def _keeps_resource(stage: StageState) -> bool:
-    """A short wait keeps the resource, lest a 26-hour stage slips in; a wait for the world does not."""
-    return isinstance(stage.status, BackingOff) and stage.status.outcome not in (Outcome.TRANSIENT, Outcome.DISK_FULL)
-
-
-def _ready(work: Work, stage: StageState, config: StageConfig) -> bool:
-    status = stage.status
+def _ready(work: Work, config: StageConfig) -> bool:
+    status = work.stage(config.name).status
     if isinstance(status, BackingOff):
         if status.needed_bytes and work.seen.free_bytes is not None:
             return work.seen.free_bytes >= status.needed_bytes
         return status.boot != work.now.boot or work.now.monotonic_s >= status.due_monotonic_s
-    return (
-        isinstance(status, Pending)
-        and all(work.stage(need).state is Status.SUCCEEDED for need in config.needs)
-        and all(work.stage(other).settled for other in config.after)
+    return isinstance(status, Pending) and cleared(
+        config,
+        succeeded=lambda name: work.stage(name).state is Status.SUCCEEDED,
+        settled=lambda name: work.stage(name).settled,
     )
 
 
@@ -222,6 +221,7 @@ def _start(work: Work, stage: StageState, config: StageConfig) -> None:
         skip_examples=stage.skip_examples,
         fits=stage.fits,
         deliver_best=stage.deliver_best,
+        work_share=stage.work_share,
     )
     work.effects.append(Launch(spec, work.run.pipeline.number(stage.name)))
     work.tell("stage.started", f"{stage.name} started (attempt {number})", stage=stage.name)
@@ -233,5 +233,5 @@ def _finish(work: Work) -> None:
         return
     work.run = replace(run, finished_at=work.now.at)
     counts = {status: sum(s.state is status for s in run.stages) for status in (Status.SUCCEEDED, Status.FAILED, Status.SKIPPED)}
-    words = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    words = ", ".join(f"{count} {str(status).lower()}" for status, count in counts.items() if count)
     work.tell("run.finished", f"run {run.id} finished: {words}", level="error" if run.failed_required else "info")

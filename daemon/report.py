@@ -13,6 +13,7 @@ from typing import Any
 from daemon import words
 from daemon.view import StageView, View
 from state.contract import Outcome, Result
+from state.forecast import Forecast
 from state.machine import Status
 from state.pipeline import StageConfig
 from state.snapshot import Attempt, BackingOff, Fact, Failed, Pending, Running, RunState, Skipped, StageState, Succeeded
@@ -62,8 +63,8 @@ TROUBLE_KINDS = frozenset(
 # -- status
 
 
-def status_object(view: View, host: Mapping[str, Any], now: float) -> dict[str, Any]:
-    """The object that `status --json` prints: `run`, `stages`, `host`; see docs/status-json.md."""
+def status_object(view: View, host: Mapping[str, Any], now: float, forecast: Forecast | None = None) -> dict[str, Any]:
+    """The object that `status --json` prints: `run`, `stages`, `host`, `forecast`; see docs/status-json.md."""
     run = view.run
     return {
         "run": {
@@ -77,6 +78,17 @@ def status_object(view: View, host: Mapping[str, Any], now: float) -> dict[str, 
         },
         "stages": [_stage_object(stage, now) for stage in view.stages],
         "host": dict(host),
+        "forecast": _forecast_object(forecast) if forecast is not None and not run.finished else None,
+    }
+
+
+def _forecast_object(forecast: Forecast) -> dict[str, Any]:
+    return {
+        "at": words.iso(forecast.at),
+        "p50_at": words.iso(forecast.p50_at),
+        "p80_at": words.iso(forecast.p80_at),
+        "deadline_at": words.iso(forecast.deadline_at),
+        "fits": forecast.fits,
     }
 
 
@@ -108,7 +120,15 @@ def reason(stage: StageState) -> str:
     return ""
 
 
-def status_lines(view: View, host: Mapping[str, Any], now: float, *, columns: int = 80, zone: tzinfo | None = None) -> list[str]:
+def status_lines(
+    view: View,
+    host: Mapping[str, Any],
+    now: float,
+    *,
+    columns: int = 80,
+    zone: tzinfo | None = None,
+    forecast: Forecast | None = None,
+) -> list[str]:
     """`status` for people: what runs, how far each stage is, and what the machine has left."""
     rows = [["", "stage", "status", "done", "left", "note"]]
     for stage in view.stages:
@@ -126,7 +146,8 @@ def status_lines(view: View, host: Mapping[str, Any], now: float, *, columns: in
     width = max(16, columns - sum(max(words.cells(row[i]) for row in rows) for i in range(5)) - 2 * 5)
     rows = [[*row[:5], words.clip(row[5], width)] for row in rows]
     host_text = host_line(host)
-    head = [part for line in headline(view, now, zone) for part in textwrap.wrap(line, columns)]
+    plan = deadline_lines(forecast, now, zone) if forecast and not view.run.finished else []
+    head = [part for line in (*headline(view, now, zone), *plan) for part in textwrap.wrap(line, columns)]
     return [*head, "", *words.table(rows, right=(0, 3, 4)), *(["", host_text] if host_text else [])]
 
 
@@ -137,6 +158,24 @@ def headline(view: View, now: float, zone: tzinfo | None = None) -> list[str]:
     since = f"started {words.day_and_clock(run.started_at, zone)}"
     took = f"finished after {words.duration(ended - run.started_at)}" if ended else f"{words.duration(now - run.started_at)} ago"
     return [f"{run.pipeline.name}: run {run.id}, {since}, {took}", liveness(view)]
+
+
+def deadline_lines(forecast: Forecast, now: float, zone: tzinfo | None = None) -> list[str]:
+    """Whether the deadline holds, and what the owner can do when it does not; empty where there is none."""
+    if forecast.deadline_at is None:
+        return []
+    due, sure = words.near(forecast.deadline_at, now, zone), words.near(forecast.p80_at, now, zone)
+    return [f"Deadline {due}: {lateness(forecast)} (80 %: {sure})", *filter(None, [forecast.choice])]
+
+
+def lateness(forecast: Forecast) -> str:
+    """`fits`, or by how much the deadline is missed by the P80; it only may be where the P50 still holds."""
+    deadline_at = forecast.deadline_at
+    if deadline_at is None or forecast.fits:
+        return "fits"
+    late_s = forecast.p80_at - deadline_at
+    late = words.duration(late_s if late_s < 7200 else 3600 * round(late_s / 3600))  # no forecast is good to the minute
+    return f"may be {late} late" if forecast.p50_at <= deadline_at else f"late by {late}"
 
 
 def liveness(view: View) -> str:

@@ -172,6 +172,11 @@ def rows(results: Results | None) -> list[Row]:
     return found
 
 
+def overall(results: Results | None) -> list[Row]:
+    """The rows that are not of one genre."""
+    return [row for row in rows(results) if row.genre == ALL_GENRES]
+
+
 def _models(results: Results) -> list[str]:
     return list(dict.fromkeys(name for label in results.labels.values() for name in (*label.models, *label.left_out)))
 
@@ -285,11 +290,11 @@ def demo_comet(results: Results | None) -> str:
 
 def text_table(results: Results | None, columns: int = 80) -> list[str]:
     """The overall scores for a terminal; empty when nothing was measured. By genre: see the report."""
-    overall = [row for row in rows(results) if row.genre == ALL_GENRES]
-    if not overall:
+    found = overall(results)
+    if not found:
         return []
     lines, last = [["model", "metric", "before", "after", "change", "", "p"]], ""
-    for row in overall:
+    for row in found:
         lines.append([row.model if row.model != last else "", row.metric, row.before, row.after, row.change, row.verdict, row.p])
         last = row.model
     name = demo_comet(results)

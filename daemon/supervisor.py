@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,12 +15,16 @@ from types import FrameType
 import structlog
 from msgspec.structs import replace
 
-from daemon import clock, host, locks, policy, report
+from daemon import clock, deadline, energy, host, locks, policy, pulse, report
+from daemon.config import ConfigError
 from daemon.effects import Effect, Heard, Launch, Leave, Reclaim, Reply, Seen, Stop, Tell
 from daemon.ending import Sight
+from daemon.foresight import Foresight
 from daemon.inbox import Inbox
-from daemon.launcher import Launcher, environment
+from daemon.launcher import Launcher
+from daemon.notify import Notifier
 from daemon.reclaim import reclaim
+from daemon.rendering import Rendering
 from state.contract import ExitCode
 from state.pipeline import Pipeline
 from state.snapshot import Fact, Running, RunState, StageState
@@ -30,7 +32,6 @@ from state.store import Journal, Store, read_journal
 from state.workspace import Workspace
 
 TICK_S = 1.0
-REPORT_TIMEOUT_S = 300.0
 LAST_WORDS_S = 5.0
 """What the bot has for its last messages before the daemon ends."""
 
@@ -71,9 +72,10 @@ def watch_over(
         store = Store(workspace.state)
         run, repair = open_run(store, pipeline, pipeline_path)
         with _told(workspace) if with_bot else nullcontext():
-            code = Supervisor(workspace, store, run).watch(repair)
-            if with_report:
-                write_report(workspace)
+            rendering = Rendering(workspace) if with_report else None
+            code = Supervisor(workspace, store, run, rendering).watch(repair)
+            if rendering is not None and code != ExitCode.STOPPED:  # a stop must be quick; `vigil report` renders at any time
+                rendering.finish()
         return code
     finally:
         os.close(lock)
@@ -97,12 +99,14 @@ def open_run(store: Store, pipeline: Pipeline, pipeline_path: Path) -> tuple[Run
 
     Raises:
         WorkspaceMismatchError: the saved run is of another pipeline, or has worked on a stage that is gone from it.
+        ConfigError: the deadline is a date that is not after the run's start.
     """
     if not store.exists():
         at = time.time()
         run_id = time.strftime("%Y%m%d-%H%M%S", time.gmtime(at))
         stages = tuple(StageState(name=stage.name) for stage in pipeline.stages)
-        return RunState(id=run_id, pipeline=pipeline, pipeline_path=str(pipeline_path), started_at=at, stages=stages), ""
+        run = RunState(id=run_id, pipeline=pipeline, pipeline_path=str(pipeline_path), started_at=at, stages=stages)
+        return replace(run, deadline_at=_deadline_at(run)), ""
     loaded = store.load()
     run = loaded.run
     if run.pipeline.name != pipeline.name:
@@ -116,14 +120,25 @@ def open_run(store: Store, pipeline: Pipeline, pipeline_path: Path) -> tuple[Run
             f"{pipeline_path} no longer has {', '.join(gone)}, which this run has begun; put it back or choose another --workspace"
         )
     stages = tuple(kept.get(stage.name, StageState(name=stage.name)) for stage in pipeline.stages)
+    was = run.pipeline.deadline
     run = replace(run, pipeline=pipeline, pipeline_path=str(pipeline_path), stages=stages)
+    if pipeline.deadline != was:
+        run = replace(run, deadline_at=_deadline_at(run), plan=None)
     return (run if run.finished else replace(run, finished_at=None)), loaded.repair
+
+
+def _deadline_at(run: RunState) -> float | None:
+    """The instant of the pipeline's deadline, counted from the run's start."""
+    try:
+        return deadline.instant(run.pipeline.deadline, run.started_at) if run.pipeline.deadline is not None else None
+    except deadline.DeadlineError as error:
+        raise ConfigError(f"{run.pipeline_path}: {error} - at `$.deadline`") from error
 
 
 class Supervisor:
     """One daemon's watch over one run."""
 
-    def __init__(self, workspace: Workspace, store: Store, run: RunState) -> None:
+    def __init__(self, workspace: Workspace, store: Store, run: RunState, rendering: Rendering | None = None) -> None:
         self.workspace = workspace
         self.store = store
         self.run = run
@@ -131,6 +146,9 @@ class Supervisor:
         self.launcher = Launcher(workspace)
         self.inbox = Inbox(workspace)
         self.disks = host.DiskWatch(workspace)
+        self.foresight = Foresight(workspace)
+        self.notifier = Notifier(os.environ)
+        self._rendering = rendering
         self._aside = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reclaim")
         self._reclaim: Future[int] | None = None
         self.leaving = False
@@ -140,6 +158,7 @@ class Supervisor:
 
     def watch(self, repair: str = "") -> int:
         """Tick until the run is finished or the daemon is told to leave."""
+        meter = energy.Meter(self.workspace, lambda: self.run)
         with _signals(self._leave):
             try:
                 self._take(*policy.begin(self.run, clock.read(), self._damage(repair)))
@@ -147,9 +166,16 @@ class Supervisor:
                 while not self._over():
                     self.inbox.wait(TICK_S)
                     self.tick()
+                    if self._rendering is not None:
+                        self._rendering.go_on()
+                self.notifier.ends()
             finally:
+                if self._rendering is not None:
+                    self._rendering.close()
                 self.inbox.close()
                 self.disks.close()
+                meter.close()
+                self.foresight.close()
                 self._aside.shutdown(wait=True)
         return self._exit_code()
 
@@ -166,10 +192,12 @@ class Supervisor:
             self._heard = seen.heard
             self._take(*policy.step(self.run, seen, clock.read()))
             self._heard, self._trouble = (), ""
+            pulse.beat()
         except OSError as error:
             if str(error) != self._trouble:
                 log.error("tick.failed", error=str(error))
             self._trouble = str(error)
+        self.notifier.ticked(self.run, time.time(), leaving=self.leaving)
 
     def _observe(self) -> Seen:
         sights: list[Sight] = []
@@ -179,6 +207,7 @@ class Supervisor:
             sight = self.launcher.sight(stage.name, number)  # before its events: a dead attempt says no more
             heard += self.inbox.events(stage.name, number)
             sights.append(dataclasses.replace(sight, silence=self.inbox.silence(stage.name, number)))
+        self.notifier.hear(heard)
         disks = {disk.path: disk.free_bytes for disk in self.disks.latest() or ()}
         windows_bytes = disks.pop(str(host.WINDOWS_DRIVE), None)
         return Seen(
@@ -189,6 +218,7 @@ class Supervisor:
             free_bytes=next(iter(disks.values()), None),
             free_windows_bytes=windows_bytes,
             reclaimed_bytes=self._reclaimed(),
+            forecast=self.foresight.follow(self.run, heard),
         )
 
     def _reclaimed(self) -> int | None:
@@ -233,6 +263,8 @@ class Supervisor:
         if not fresh or fact.level == "debug":
             return
         getattr(log, fact.level)(fact.kind, text=fact.text)
+        if self._rendering is not None:
+            self._rendering.hear(fact)
         lines = report.progress_lines(self.run, fact)
         if lines:
             with open(self.workspace.progress_log, "a", encoding="utf-8") as file:
@@ -252,15 +284,6 @@ class Supervisor:
         if not self.run.finished:
             return ExitCode.STOPPED
         return 1 if self.run.failed_required else 0
-
-
-def write_report(workspace: Workspace) -> None:
-    """Render in a short-lived process: the plot library costs more memory than the whole daemon."""
-    command = [sys.executable, "-P", "-m", "daemon.cli", "report", "--workspace", str(workspace.root), "--quiet"]
-    try:
-        subprocess.run(command, env=environment(), timeout=REPORT_TIMEOUT_S, check=True, stdin=subprocess.DEVNULL)
-    except (OSError, subprocess.SubprocessError) as error:
-        log.warning("report.failed", error=str(error))
 
 
 @contextmanager

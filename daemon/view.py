@@ -158,9 +158,10 @@ def daemon_alive(workspace: Workspace) -> bool | None:
 
 
 def tail_lines(path: Path, count: int) -> list[str]:
-    """The last `count` lines of a log, of its last 2 MiB; empty when there is none."""
+    """The last `count` lines of a log, of its last 2 MiB; of one that rewrites itself its last state. Empty when there is none."""
     text = _tail(path, TAIL_BYTES).decode("utf-8", "replace")
-    return text.splitlines()[-count:] if count > 0 else []
+    lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.removesuffix("\n").split("\n")] if text else []
+    return lines[-count:] if count > 0 else []
 
 
 def _peek(workspace: Workspace) -> RunState:

@@ -95,10 +95,12 @@ class Received:
 class UnreachableError(Exception):
     """Telegram did not answer as it should; the message is without the token."""
 
-    def __init__(self, text: str, *, token_refused: bool = False) -> None:
+    def __init__(self, text: str, *, token_refused: bool = False, taken: bool = False) -> None:
         super().__init__(text)
         self.token_refused = token_refused
         """Or a web page on the way says so: never final but for one who sits before it."""
+        self.taken = taken
+        """Somebody else receives this bot's messages: another program with its token, or a webhook."""
 
 
 class Wire:
@@ -294,7 +296,8 @@ async def _asked_of(call: Any) -> Any:
     try:
         return await call
     except TelegramError as error:
-        raise UnreachableError(f"{type(error).__name__}: {error}", token_refused=isinstance(error, InvalidToken)) from None
+        refused, taken = isinstance(error, InvalidToken), isinstance(error, Conflict)
+        raise UnreachableError(f"{type(error).__name__}: {error}", token_refused=refused, taken=taken) from None
     except Exception as error:  # such as an answer without a result
         raise UnreachableError(f"no answer of Telegram's: {error!r}") from None
 

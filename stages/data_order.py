@@ -77,21 +77,22 @@ def padding_share(batches: Sequence[Sequence[int]], sizes: Sizes) -> float:
 
 
 class DataOrder:
-    """All steps of a training, computed one epoch at a time."""
+    """All steps of a training, computed one epoch at a time; with a `share` below 1 the first so many of them."""
 
-    def __init__(self, sizes: Sizes, effective_batch: int, epochs: int, seed: int) -> None:
+    def __init__(self, sizes: Sizes, effective_batch: int, epochs: int, seed: int, share: float = 1.0) -> None:
         self.sizes = sizes
         self.effective_batch = effective_batch
         self.epochs = epochs
         self.seed = seed
         self.per_epoch = steps_per_epoch(len(sizes), effective_batch)
+        self.steps = max(1, round(share * self.per_epoch * epochs))
+        """Optimizer steps of the whole training."""
         self._epoch = -1
         self._batches: list[tuple[int, ...]] = []
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps of the whole training."""
-        return self.per_epoch * self.epochs
+        whole, rest = divmod(self.steps, self.per_epoch)
+        last = sum(len(self.batch(whole * self.per_epoch + step)) for step in range(rest))
+        self.examples = whole * len(sizes) + last
+        """Used over all steps, each as often as it is."""
 
     def batch(self, step: int) -> tuple[int, ...]:
         """The indices that step `step` (from 0) uses."""

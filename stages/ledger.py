@@ -91,11 +91,11 @@ class Proof(msgspec.Struct, frozen=True):
     first_fault: str = ""
 
 
-def prove(entries: Iterator[Entry], planned: Callable[[int], Sequence[int]], steps: int, epochs: int | None) -> Proof:
+def prove(entries: Iterator[Entry], planned: Callable[[int], Sequence[int]], steps: int, epochs: float | None) -> Proof:
     """Compare the ledger with the data order, computed anew by `planned(step)` (step from 0), and count every example.
 
     `epochs` is given for a training that ran to its end: then each example must have been used or named as skipped
-    that many times.
+    that many times; where the last epoch is not whole, once more or not.
     """
     counts: Counter[int] = Counter()
     skipped: Counter[int] = Counter()
@@ -115,9 +115,9 @@ def prove(entries: Iterator[Entry], planned: Callable[[int], Sequence[int]], ste
     return Proof(not (fault := fault or _miscount(counts + skipped, epochs)), counts.total(), tuple(sorted(skipped)), fault)
 
 
-def _miscount(counts: Counter[int], epochs: int | None) -> str:
-    wrong = next((index for index, times in sorted(counts.items()) if epochs is not None and times != epochs), None)
-    return "" if wrong is None else f"example {wrong} stands {counts[wrong]} times in {epochs} epochs"
+def _miscount(counts: Counter[int], epochs: float | None) -> str:
+    wrong = next((index for index, times in sorted(counts.items()) if epochs is not None and abs(times - epochs) >= 1), None)
+    return "" if wrong is None else f"example {wrong} stands {counts[wrong]} times in {epochs:g} epochs"
 
 
 def _digest_of(path: Path, mark: Mark) -> hashlib._Hash:

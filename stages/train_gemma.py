@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel, get_peft_model
 from sacrebleu.metrics.chrf import CHRF
 from torch import nn
-from transformers import AutoTokenizer, BitsAndBytesConfig, Gemma3ForConditionalGeneration
+from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, Gemma3ForConditionalGeneration
 
+from stages import footprint
 from stages.loading import claim_device, loading, resolve_model
 from stages.runtime import Delivery, StageContext, run
 from stages.training import Batch, Data, Example, Recipe, digest, summed_loss, train
@@ -84,6 +85,10 @@ class Rows:
         """Tokens of each row."""
         return self.prompts.lengths()[self.prompt_of] + self.completions.lengths()[self.completion_of]
 
+    def longest(self) -> footprint.Longest:
+        """Tokens of the longest row, and of the longest completion."""
+        return footprint.Longest(int(self.lengths().max()), int(self.completions.lengths()[self.completion_of].max()))
+
     def keep(self, mask: NDArray[np.bool_]) -> Rows:
         """The rows where `mask` is true."""
         chosen = tuple(name for name, kept in zip(self.ids, mask, strict=True) if kept)
@@ -103,11 +108,12 @@ def main(ctx: StageContext) -> Delivery:
     )
     ctx.quiet(LOAD_QUIET_S, f"loading {settings.model}")
     with loading(settings.model):
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer, shape = AutoTokenizer.from_pretrained(source), AutoConfig.from_pretrained(source).to_dict()
     template = render_template(tokenizer)
     rows = fitting(ctx, tokenize(tokenizer, template, pairs), settings.max_tokens, "training")
     dev_rows = fitting(ctx, tokenize(tokenizer, template, dev_pairs), settings.max_tokens, "dev")
     ctx.check_stop()
+    predicted = footprint.announce(ctx, shape, settings, rows.longest())
     ctx.quiet(LOAD_QUIET_S, f"loading {settings.model}")
     base = load_model(source, settings, claim_device())
     quantized, layers = count_quantized(base), quantizable(base)
@@ -147,7 +153,9 @@ def main(ctx: StageContext) -> Delivery:
     }
     words = f"{quantized} of {layers} linear layers in NF4 with double quantization" if quantized else "not quantized"
     summary = f"{trained.steps} steps on {len(rows)} pairs; {words}; best adapter at step {trained.best_step}"
-    return Delivery(outputs=[target], metrics={**trained.metrics, **scores, **counts}, summary=summary)
+    return Delivery(
+        outputs=[target], metrics={**trained.metrics, **scores, **counts, **footprint.measured(ctx, predicted)}, summary=summary
+    )
 
 
 # -- text to rows

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from transformers import MarianMTModel, MarianTokenizer
+from transformers import AutoConfig, MarianMTModel, MarianTokenizer
 
+from stages import footprint
 from stages.loading import claim_device, is_folder, loading, resolve_model
 from stages.marian_tokens import Rows, identity, load_rows, save_rows, tokenize
 from stages.runtime import Delivery, StageContext, run
@@ -45,9 +46,11 @@ def main(ctx: StageContext) -> Delivery:
     source = resolve_model(ctx.workspace, settings.model, "marian")
     ctx.quiet(LOAD_QUIET_S, f"loading {settings.model}")
     with loading(settings.model):
-        tokenizer = MarianTokenizer.from_pretrained(source)
+        tokenizer, shape = MarianTokenizer.from_pretrained(source), AutoConfig.from_pretrained(source).to_dict()
     ready = prepare(ctx, settings, tokenizer)
     ctx.check_stop()
+    longest = footprint.Longest(*(int(side.max()) for side in ready.train.lengths()))
+    predicted = footprint.announce(ctx, shape, settings, longest)
     ctx.quiet(LOAD_QUIET_S, f"loading {settings.model}")
     model = load_model(source, settings).to(claim_device())
     pads = PadRows(model)
@@ -90,7 +93,7 @@ def main(ctx: StageContext) -> Delivery:
         else "no dev set, the last weights"
     )
     summary = f"{trained.steps} steps on {len(ready.train)} pairs; {gate}"
-    return Delivery(outputs=[target], metrics={**trained.metrics, **counts}, summary=summary)
+    return Delivery(outputs=[target], metrics={**trained.metrics, **counts, **footprint.measured(ctx, predicted)}, summary=summary)
 
 
 # -- data

@@ -19,8 +19,9 @@ import torch
 from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import WhisperForConditionalGeneration, WhisperProcessor
+from transformers import AutoConfig, WhisperForConditionalGeneration, WhisperProcessor
 
+from stages import footprint
 from stages.loading import claim_device, loading, resolve_model
 from stages.recordings import NotAudioError, decode
 from stages.runtime import Delivery, StageContext, run
@@ -61,6 +62,8 @@ def main(ctx: StageContext) -> Delivery:
         )
     ctx.quiet(LOAD_QUIET_S, f"loading {settings.model}")
     device = claim_device()
+    with loading(settings.model):
+        predicted = footprint.announce(ctx, AutoConfig.from_pretrained(source).to_dict(), settings)
     processor, base = load_model(source, settings, device)
     labels = Labels(processor, base.config, settings.language)
     rows = fitting(ctx, [*sermons, *mixed], labels)
@@ -102,7 +105,9 @@ def main(ctx: StageContext) -> Delivery:
     )
     data_words = f"{trained.steps} steps on {len(sermons)} chunks and {len(mixed)} replay clips"
     summary = f"{data_words}; {words}; best adapter at step {trained.best_step}"
-    return Delivery(outputs=[target], metrics={**trained.metrics, **rates, **counts}, summary=summary)
+    return Delivery(
+        outputs=[target], metrics={**trained.metrics, **rates, **counts, **footprint.measured(ctx, predicted)}, summary=summary
+    )
 
 
 # -- data

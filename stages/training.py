@@ -63,7 +63,7 @@ def train(ctx: StageContext, settings: Training, recipe: Recipe) -> Trained:
     if not recipe.train.examples:
         raise MisconfiguredError("there is no training example; check what the stage before wrote")
     sizes = np.array([(example.length, example.target_length) for example in recipe.train.examples], dtype=np.int64)
-    order = DataOrder(sizes, settings.effective_batch, settings.epochs, ctx.spec.seed)
+    order = DataOrder(sizes, settings.effective_batch, settings.epochs, ctx.spec.seed, ctx.spec.work_share)
     best = BestWeights(ctx.scratch() / "best")
     checkpoint, position = _resume(ctx, settings, recipe, best)
     if ctx.spec.deliver_best:
@@ -97,7 +97,9 @@ def _resume(ctx: StageContext, settings: Training, recipe: Recipe, best: BestWei
     if checkpoint is None:
         return None, Position(fingerprint=fingerprint, course=course)
     position = msgspec.convert(checkpoint.info, Position)
-    differing = sorted(name for name, value in fingerprint.items() if position.fingerprint.get(name) != value)
+    differing = sorted(
+        name for name in {**position.fingerprint, **fingerprint} if position.fingerprint.get(name) != fingerprint.get(name)
+    )
     if differing:
         changes = ", ".join(_change(position.fingerprint, fingerprint, name) for name in differing)
         raise MisconfiguredError(
@@ -161,11 +163,12 @@ def _fingerprint(ctx: StageContext, settings: Training, recipe: Recipe) -> dict[
         "effective_batch": str(settings.effective_batch),
         "epochs": str(settings.epochs),
         "seed": str(ctx.spec.seed),
+        **({"work_share": f"{ctx.spec.work_share:g}"} if ctx.spec.work_share < 1.0 else {}),
     }
 
 
 def _change(was: dict[str, str], now: dict[str, str], name: str) -> str:
-    return f"{name} was {was.get(name, 'none')[:20]} and is {now[name][:20]}"
+    return f"{name} was {was.get(name, 'none')[:20]} and is {now.get(name, 'none')[:20]}"
 
 
 def _open_ledger(ctx: StageContext, position: Position) -> Ledger:
@@ -186,7 +189,8 @@ def _finish(ctx: StageContext, recipe: Recipe, loop: Loop) -> Trained:
     best = position.best
     if best is not None and best.step != position.step:
         loop.best.restore(recipe.model, best)
-    proof = prove(loop.ledger.entries(), order.batch, position.step, None if position.ended_early else order.epochs)
+    epochs = None if position.ended_early else order.steps / order.per_epoch
+    proof = prove(loop.ledger.entries(), order.batch, position.step, epochs)
     loop.ledger.close()
     _tell_proof(ctx, recipe, loop, proof)
     recent = position.sanity.recent
@@ -197,11 +201,15 @@ def _finish(ctx: StageContext, recipe: Recipe, loop: Loop) -> Trained:
         "seconds": round(position.seconds, 3),
         "tokens_per_s": round(position.tokens_seen / max(position.seconds, 1e-9), 3),
         "train_loss": math.fsum(recent) / max(1, len(recent)),
-        "padding_share": round(padding_share([order.batch(step) for step in range(order.per_epoch)], order.sizes), 6),
+        "padding_share": round(
+            padding_share([order.batch(step) for step in range(min(order.steps, order.per_epoch))], order.sizes), 6
+        ),
         "ledger_exact": float(proof.exact),
     }
     if ctx.spec.deliver_best:
         metrics["diverged"] = 1.0
+    if ctx.spec.work_share < 1.0:
+        metrics["work_share"] = ctx.spec.work_share
     if best is not None:
         name = loop.score_name
         metrics |= {f"{name}_before": position.scores[0].score, f"{name}_after": best.score, "best_step": float(best.step)}
@@ -221,6 +229,11 @@ def _tell_proof(ctx: StageContext, recipe: Recipe, loop: Loop, proof: Proof) -> 
         ctx.note(f"The ledger does not prove the use of the data: {proof.first_fault}", level="error")
         return
     names = [recipe.train.examples[index].id for index in proof.skipped]
-    extent = "as planned until the early end" if loop.position.ended_early else f"each exactly {loop.order.epochs} times"
+    extent = "as planned until the early end" if loop.position.ended_early else _extent(loop.order)
     skipped = f"; {len(names)} left out after a divergence" if names else ""
     ctx.note(f"The ledger proves {len(loop.order.sizes)} examples used {extent}{skipped}", used=proof.used, skipped=names)
+
+
+def _extent(order: DataOrder) -> str:
+    epochs, rest = divmod(order.steps, order.per_epoch)
+    return f"each {epochs} or {epochs + 1} times, {order.examples} in all" if rest else f"each exactly {epochs} times"

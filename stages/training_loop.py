@@ -241,8 +241,9 @@ class Loop:
 
     def _beat(self, done: int) -> None:
         """Tell the progress, `done` examples into a step; a stop asked for takes effect here."""
-        total = self.order.epochs * len(self.order.sizes)
-        self.ctx.progress(self.position.examples_seen + done, total, "examples", step=self.step, steps=self.order.steps)
+        self.ctx.progress(
+            self.position.examples_seen + done, self.order.examples, "examples", step=self.step, steps=self.order.steps
+        )
         if done:
             self.ctx.check_stop()
 

@@ -1,19 +1,28 @@
 """What the plan expects: how long each stage takes, when the run ends, whether the deadline holds. Values and their files.
 
-Estimates are written by the rehearsal, and by stages that succeed; forecasts by the daemon, a line each time one says
-something new.
+Estimates are written by the rehearsal, durations by the daemon when a stage has succeeded, forecasts by the daemon too, a line
+each time one says something new.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from typing import Literal
+import os
+import sys
+from pathlib import Path
+from typing import Literal, TypeVar
 
 import msgspec
 
-from state.durable import write_atomically
+from state.durable import append_durably, write_atomically
 from state.pipeline import StageConfig
 from state.workspace import Workspace
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+TAIL_BYTES = 256 << 10
+"""Of a file that grows: more than the newest hundred lines."""
 
 
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,6 +43,17 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     peak_gpu_bytes: int | None = None
     detail: str = ""
     """What was measured, in words: `2 steps of 1.9 s, load 41 s`."""
+
+
+class Duration(msgspec.Struct, frozen=True, kw_only=True):
+    """How long a stage of some run on this machine has worked: a line of the history."""
+
+    run: str
+    stage: str
+    digest: str
+    """`digest_of` the stage."""
+    at: float
+    seconds: float
 
 
 class StageForecast(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +81,8 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
     """Unsettled bonus stages without which the deadline holds by the P80; empty when it holds, or cannot be made to hold."""
     choice: str = ""
     """What the owner can do about a deadline that does not hold, in one sentence; empty when it holds."""
+    text: str = ""
+    """All of it in one sentence, `choice` included."""
 
     @property
     def fits(self) -> bool:
@@ -94,20 +116,41 @@ def keep_estimates(workspace: Workspace, fresh: list[Estimate]) -> None:
 
 def forecasts(workspace: Workspace) -> list[Forecast]:
     """Every forecast that was kept, oldest first; a torn line is passed over."""
-    try:
-        lines = workspace.forecasts.read_bytes().splitlines()
-    except OSError:
-        return []
-    found = []
-    for line in lines:
-        try:
-            found.append(msgspec.json.decode(line, type=Forecast))
-        except msgspec.DecodeError:
-            continue
-    return found
+    return _lines(workspace.forecasts, Forecast)
 
 
 def latest(workspace: Workspace) -> Forecast | None:
     """The newest forecast; None when there is none yet."""
-    kept = forecasts(workspace)
+    kept = _lines(workspace.forecasts, Forecast, TAIL_BYTES)
     return kept[-1] if kept else None
+
+
+def keep_forecast(workspace: Workspace, forecast: Forecast) -> None:
+    """Add a forecast to those kept."""
+    append_durably(workspace.forecasts, msgspec.json.encode(forecast))
+
+
+def durations(history: Path) -> list[Duration]:
+    """What the history says, oldest first; empty when there is none that can be read."""
+    return _lines(history, Duration, TAIL_BYTES)
+
+
+def keep_duration(history: Path, duration: Duration) -> None:
+    """Add to the history, unless it knows this stage of this run."""
+    if all((known.run, known.stage) != (duration.run, duration.stage) for known in durations(history)):
+        append_durably(history, msgspec.json.encode(duration))
+
+
+def _lines(path: Path, kind: type[T], most_bytes: int | None = None) -> list[T]:
+    """The lines at the end of a file; one that is torn or of another kind is passed over."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(-min(most_bytes or sys.maxsize, file.seek(0, os.SEEK_END)), os.SEEK_END)
+            data = file.read()
+    except OSError:
+        return []
+    found = []
+    for line in data.splitlines():
+        with contextlib.suppress(msgspec.DecodeError):
+            found.append(msgspec.json.decode(line, type=kind))
+    return found

@@ -93,6 +93,13 @@ class Transcribe(Settings, frozen=True, kw_only=True):
     max_chars_per_s: Annotated[float, Meta(gt=0)] = 30.0
     """Nobody speaks faster: more text than that is made up."""
     word_timestamps: bool = False
+    """When each word was said; needed to find words under which there is no speech."""
+    max_silent_words: Share = 0.5
+    """Of a segment's words, where the voice detector hears nothing; 1: any."""
+    max_caption_error: Share = 0.5
+    """Word error rate against the site's captions, where there are some; above it a segment is doubtful. 1: never."""
+    corrections: str | None = None
+    """A Label Studio export (JSON) of doubtful segments that people corrected; absolute or relative to the workspace."""
     keep_doubtful: bool = False
     """Train on doubtful segments too (the demo's tiny model doubts everything)."""
 

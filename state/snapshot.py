@@ -115,6 +115,8 @@ class StageState(msgspec.Struct, frozen=True, kw_only=True):
     """It diverged too often: the next attempt delivers the best weights and trains no further."""
     work_share: float = 1.0
     """Of its examples; settled when it begins, and never changed after."""
+    insisted: bool = False
+    """A bonus that the owner asked for: it begins whatever the forecast says."""
 
     @property
     def state(self) -> Status:
@@ -147,6 +149,14 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     boot: str
 
 
+class PlanTold(msgspec.Struct, frozen=True, kw_only=True):
+    """What the owner was told last about the plan."""
+
+    p80_at: float
+    late: bool
+    """That the deadline does not hold."""
+
+
 class RunState(msgspec.Struct, frozen=True, kw_only=True):
     """state.json."""
 
@@ -160,6 +170,8 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     paused: bool = False
     deadline_at: float | None = None
     """The instant that the pipeline's `deadline` names, counted from the run's start."""
+    plan: PlanTold | None = None
+    """None until a forecast was told, and again when the deadline changes."""
     disk_hold: str = ""
     """Why everything waits for disk space; empty when it does not."""
     starts: tuple[Start, ...] = ()

@@ -7,6 +7,7 @@ import os
 import tempfile
 
 os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="vigil-tests-")  # whoever runs the tests may have a bot: it stays out
+os.environ["XDG_STATE_HOME"] = os.environ["XDG_CONFIG_HOME"]  # nor may a test's stages enter the owner's history
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded: on shared cores two threads that wait for each other cost minutes
 
 import atexit

@@ -3,7 +3,7 @@
     .venv/bin/python docs/telegram/phone.py
 
 Needs Chromium and a font with emoji (on Debian and Ubuntu: chromium, fonts-noto-color-emoji).
-The words come from `daemon.messages`, to the letter; nothing here is written by hand but the order.
+The words come from `daemon.answers`, `questions` and `messages`, to the letter; nothing here is written by hand but the order.
 """
 
 from __future__ import annotations
@@ -22,18 +22,20 @@ import numpy as np
 from msgspec.structs import replace
 from PIL import Image
 
-from daemon import messages, plots, scores, view
+from daemon import answers, messages, plots, questions, scores, view
 from daemon.dialogue import Button, Message
+from daemon.standing import More
 from daemon.view import View
 from state.contract import CommandKind
+from state.forecast import Forecast
 from state.snapshot import Fact, Start
 from tests.conftest import ExampleRun, finished_run, mid_run
-from tests.unit.daemon.test_messages import HOST, fact, fact_of, live, more_of, now_of, stage_of, with_run, with_stage
+from tests.unit.daemon.phone_views import HOST, fact, fact_of, live, more_of, now_of, stage_of, with_run, with_stage
 
 HERE = Path(__file__).parent
 CHROMIUM = "chromium"
-WIDTH, TALLEST = 390, 2600
-COLOURS = 96
+WIDTH, TALLEST = 390, 3400
+COLOURS = 128
 STYLE = """
 body { margin: 0; background: #c9dbe4; font: 15px/1.35 "Liberation Sans", "Noto Color Emoji", sans-serif; width: 390px; }
 .phone { padding: 10px 8px; }
@@ -75,32 +77,35 @@ def when(text: str) -> str:
 
 def look(mid: View, done: View) -> list[str]:
     """Asking."""
-    now, more = now_of(mid), more_of(mid)
+    now = now_of(mid)
+    due = now + 4 * 86_400
+    plan = Forecast(at=now, p50_at=due - 20 * 3600, p80_at=due - 11 * 3600, deadline_at=due)
+    more = dataclasses.replace(more_of(mid), forecast=plan)
     card = messages.card(mid, HOST, now, UTC, more)
     return [
         '<div class="pin"><b>Pinned message</b><br>Vigil demo · 5 of 11 done</div>',
         bubble(card),
         owner("/status"),
         bubble(
-            Message(key="", html=messages.status(mid, HOST, now, UTC, more), buttons=((Button("Refresh", ""),),)),
+            Message(key="", html=answers.status(mid, HOST, now, UTC, more), buttons=((Button("Refresh", ""),),)),
         ),
         owner("/stages"),
-        bubble(messages.stages(done)),
+        bubble(answers.stages(done)),
     ]
 
 
 def act(mid: View, curve: bytes) -> list[str]:
     """Acting."""
     marian, number = stage_of(mid, "train_marian"), "a"
-    text = "skip train_marian: train_marian stops at its next safe point and is skipped; its checkpoints are kept"
-    fields = {"by": "telegram", "ok": True, "id": messages.command_id(number)}
+    text = "skip train_marian: train_marian stops at its next save and is skipped; what is saved stays"
+    fields = {"by": "telegram", "ok": True, "id": questions.command_id(number)}
     answered = messages.for_fact(fact(1, "command.answered", text, fields=fields), mid, UTC)
     assert answered is not None
     ask = Message(
-        key="", html=messages.question(CommandKind.SKIP, marian, mid), buttons=messages.choices(CommandKind.SKIP, number, marian)
+        key="", html=questions.question(CommandKind.SKIP, marian, mid), buttons=questions.choices(CommandKind.SKIP, number, marian)
     )
     stop = Message(
-        key="", html=messages.question(CommandKind.STOP, None, mid), buttons=messages.choices(CommandKind.STOP, number, None)
+        key="", html=questions.question(CommandKind.STOP, None, mid), buttons=questions.choices(CommandKind.STOP, number, None)
     )
     return [
         owner("/skip"),
@@ -110,24 +115,24 @@ def act(mid: View, curve: bytes) -> list[str]:
         owner("/stop"),
         bubble(stop),
         owner("/plot"),
-        bubble(messages.plotted(marian), picture=curve),
+        bubble(answers.plotted(marian), picture=curve),
         owner("/help"),
-        bubble(messages.help_text()),
+        bubble(answers.help_text()),
     ]
 
 
-def tell(mid: View, done: View, measured: messages.More) -> list[str]:
+def tell(mid: View) -> list[str]:
     """What comes by itself."""
+    due = now_of(mid) + 4 * 86_400
+    late = {"p50_at": due + 3600, "p80_at": due + 3 * 3600, "deadline_at": due, "leave_out": ["train_gemma_12b", "evaluate_12b"]}
+    choice = {"choice": "Without TranslateGemma 12B QLoRA and Evaluation of the 12B it fits (Mon 15:10)."}
+    slipped = messages.for_fact(fact(9, "plan.slipped", "late", fields=late | choice), mid, UTC)
     hold = "everything waits: the disk has 900 MB free and 1 GB are to be kept; free some, it then goes on by itself"
     held, freed = fact(1, "disk.held", hold, level="error"), fact(200, "disk.freed", "there is disk space again: the run goes on")
     waiting = dataclasses.replace(mid, facts=(held, freed))
     red, end = (messages.for_fact(one, waiting, UTC) for one in (held, freed))
     back = messages.for_fact(*after_power_cut(mid), UTC)
-    good, over = (
-        messages.for_fact(fact_of(done, *which), done, UTC, measured)
-        for which in (("stage.succeeded", "evaluate_after"), ("run.finished",))
-    )
-    assert None not in (red, end, back, good, over)
+    assert None not in (red, end, back, slipped)
     return [
         bubble(red),
         bubble(messages.still(red, 1)),
@@ -137,9 +142,18 @@ def tell(mid: View, done: View, measured: messages.More) -> list[str]:
         bubble(back),
         when("at 08:00"),
         bubble(messages.digest(mid, HOST, now_of(mid), UTC)),
-        bubble(good),
-        bubble(over),
+        bubble(slipped),
     ]
+
+
+def results(done: View, measured: More, chart: bytes) -> list[str]:
+    """What comes at the end."""
+    good, over = (
+        messages.for_fact(fact_of(done, *which), done, UTC, measured)
+        for which in (("stage.succeeded", "evaluate_after"), ("run.finished",))
+    )
+    assert None not in (good, over)
+    return [bubble(good, picture=chart), bubble(over)]
 
 
 def after_power_cut(mid: View) -> tuple[Fact, View]:
@@ -177,19 +191,20 @@ def photographed(parts: Sequence[str], folder: Path) -> bytes:
 
 
 def main() -> None:
-    """Write the three pictures beside this file."""
+    """Write the pictures beside this file."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as made:  # Chromium may still be writing its profile
         folder = Path(made)
         middle, finished = mid_run(ExampleRun(folder / "mid")), finished_run(ExampleRun(folder / "done"))
         mid, done = live(view.read(middle)), live(view.read(finished))
-        measured = messages.More(scores=scores.read(finished.eval_results))
+        measured = More(scores=scores.read(finished.eval_results))
         history = [attempt for attempt in view.read_history(middle, mid.run) if attempt.stage == "train_marian"]
         curve = plots.training(history)
         assert curve is not None
         pages = {
             "look": look(mid, done),
             "act": act(mid, plots.picture("train_marian", curve)),
-            "tell": tell(mid, done, measured),
+            "tell": tell(mid),
+            "results": results(done, measured, plots.score_picture(scores.overall(measured.scores))),
         }
         for name, parts in pages.items():
             (HERE / f"{name}.png").write_bytes(photographed(parts, folder))

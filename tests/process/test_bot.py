@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -18,10 +19,11 @@ import msgspec
 import pytest
 import structlog
 
-from daemon import locks
-from daemon.bot import COOL_S, Bot, World, attend
+from daemon import hearing, locks, speaking
+from daemon.bot import Bot, World, attend
 from daemon.host import Gpu, read_host
 from daemon.inbox import new_command
+from daemon.looking import COOL_S
 from daemon.outbox import AGAIN
 from daemon.telegram_settings import RingRule, Secret, Telegram
 from daemon.wire import received
@@ -31,7 +33,7 @@ from state.pipeline import Pipeline, StageConfig
 from state.snapshot import Fact
 from state.store import Journal, Store
 from state.workspace import Workspace
-from tests.conftest import ExampleRun, mid_run
+from tests.conftest import ExampleRun, mid_run, write_scores
 from tests.process.bot_program import FAST
 from tests.telegram.fake_api import OWNER_ID, FakeApi
 from tests.telegram.wire import (
@@ -341,6 +343,52 @@ def test_history_is_not_told(scene):
             scene.shows("just now")
     assert len([text for text in scene.texts() if "ust now" in text]) == 1
     assert not any("long ago" in text for text in scene.texts())
+
+
+def test_scores_come_as_a_picture_and_hold_up_no_answer(scene, monkeypatch):
+    """A PNG with the table as its caption, drawn in a process of its own while the owner is answered; it rings."""
+    write_scores(scene.workspace, str.upper)
+    begun, go_on = threading.Event(), threading.Event()
+    monkeypatch.setattr(speaking, "vigil", lambda *rest: begun.set() or (go_on.wait(30) and hearing.vigil(*rest)))
+    with scene.bot():
+        scene.shows("as of")
+        scene.tell("stage.succeeded", "evaluate_after succeeded: 2 models scored", stage="evaluate_after")
+        assert begun.wait(10)
+        scene.asks("/ping")
+        assert not any("2 models scored" in text for text in scene.texts()), "it is being drawn"
+        go_on.set()
+        picture = scene.shows("2 models scored", 30)
+        assert picture.photo.startswith(b"\x89PNG")
+        assert "BLEU     1.25 →  14.50 +13.25 better" in picture.text
+        assert not picture.silent
+
+
+def test_scores_that_cannot_be_drawn_come_as_text(scene, logged):
+    """They ring all the same, once, and the log says why."""
+    write_scores(scene.workspace, str.upper)
+    (scene.workspace.root / "telegram" / "scores.png").mkdir(parents=True)  # in the way
+    with scene.bot():
+        scene.tell("stage.succeeded", "evaluate_after succeeded: 2 models scored", stage="evaluate_after")
+        told = scene.shows("2 models scored", 30)
+        assert told.photo == b""
+        wait_until(lambda: not scene.diary()["outbox"]["waiting"])
+    assert len(logged("telegram.not_drawn")) == 1
+    assert len([text for text in scene.texts() if "2 models scored" in text]) == 1
+
+
+def test_the_last_scores_are_told_though_nobody_waits_for_their_picture(scene, monkeypatch):
+    """The run is over while they are drawn: they leave as text, within the patience of the stop."""
+    write_scores(scene.workspace, str.upper)
+    begun, over = threading.Event(), threading.Event()
+    monkeypatch.setattr(speaking, "vigil", lambda *_rest: begun.set() or str(over.wait(30)))
+    with scene.bot():
+        scene.shows("as of")
+        scene.tell("stage.succeeded", "evaluate_after succeeded: 2 models scored", stage="evaluate_after")
+        assert begun.wait(10)
+    over.set()
+    (told,) = [message for message in scene.api.transcript() if "2 models scored" in message.text]
+    assert told.photo == b""
+    assert scene.diary()["outbox"]["waiting"] == []
 
 
 # -- faults
@@ -714,13 +762,13 @@ def test_the_owner_pauses_resumes_and_skips_a_real_run(tmp_path):
 
         try:
             seen("as of")
-            confirms("/pause", "Pause the run?", "✅ pause")
+            confirms("/pause", "Pause the run?", "✅ Pause")
             wait_until(lambda: Store(workspace.state).peek().paused)
-            confirms("/resume", "Go on with the run?", "✅ resume")
+            confirms("/resume", "Go on with the run?", "✅ Resume")
             wait_until(lambda: not Store(workspace.state).peek().paused)
-            confirms("/skip one", "Skip one?", "✅ skip one")
+            confirms("/skip one", "Skip one?", "✅ Skip one")
             wait_until(lambda: Store(workspace.state).peek().stage("two").state is Status.RUNNING)
-            confirms("/skip two", "Skip two?", "✅ skip two")
+            confirms("/skip two", "Skip two?", "✅ Skip two")
             assert not seen("is finished").silent
             assert child.wait(timeout=30) == 0
             assert "🏁" in next(m for m in api.transcript() if m.pinned).text

@@ -12,24 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon import chat, messages, view, words
+from daemon import chat, messages, questions, words
 from daemon.chat import STALE_S, Memory
 from daemon.dialogue import Act, Asked, Button, Message, Say, Show, Submit, Toast
-from daemon.messages import More
+from daemon.standing import NOTHING_MORE, More
 from daemon.view import View
 from state.contract import Command, CommandKind, Outcome
-from state.snapshot import Attempt, Failed, Intent, Pending, Running, Skipped, Succeeded
-from tests.conftest import T0, ExampleRun, mid_run
+from state.snapshot import Attempt, Fact, Failed, Intent, Pending, Running, Skipped, Succeeded
+from tests.conftest import T0
 
 NOW = T0 + 4000
-
-
-@pytest.fixture(scope="module")
-def mid(tmp_path_factory: pytest.TempPathFactory) -> View:
-    """Marian trains in its second attempt, Whisper waits; the daemon is at work."""
-    seen = view.read(mid_run(ExampleRun(tmp_path_factory.mktemp("mid") / "run")))
-    stages = tuple(dataclasses.replace(s, working=True) if s.working is not None else s for s in seen.stages)
-    return dataclasses.replace(seen, alive=True, stages=stages)
 
 
 def with_stage(seen: View, name: str, status: Any, attempts: int | None = None) -> View:
@@ -59,12 +51,12 @@ class Owner:
         self.updates = 0
         self.acts: list[Act] = []
 
-    def says(self, text: str, *, ago_s: float = 0.0, more: More = messages.NOTHING_MORE) -> list[Act]:
+    def says(self, text: str, *, ago_s: float = 0.0, more: More = NOTHING_MORE) -> list[Act]:
         return self._update(more, text=text, at=self.now - ago_s)
 
     def taps(self, button: Button | str, *, ago_s: float = 0.0) -> list[Act]:
         data = button if isinstance(button, str) else button.data
-        return self._update(messages.NOTHING_MORE, data=data, callback_id="7", message_id=1, at=self.now - ago_s)
+        return self._update(NOTHING_MORE, data=data, callback_id="7", message_id=1, at=self.now - ago_s)
 
     def _update(self, more: More, **what: Any) -> list[Act]:
         self.updates += 1
@@ -371,7 +363,7 @@ def test_a_pause_and_a_resume_are_taken_back_by_one_tap(
     owner.taps(owner.buttons[0])
     (first,) = owner.commands
     (back,) = owner.buttons
-    assert messages.undo_button(CommandKind(kind), first.id.removeprefix("tg-")) == ((back,),)
+    assert questions.undo_button(CommandKind(kind), first.id.removeprefix("tg-")) == ((back,),)
     owner.taps(back)  # too soon: the daemon has not acted yet
     assert (owner.commands, owner.toast.endswith(f"There is nothing to {undo}.")) == ([], True)
     owner.view = with_run(mid, **changed)
@@ -554,3 +546,16 @@ def test_the_check_itself_lets_commands_pass(worlds: list[View]) -> None:
     for what, value in [("says", "/pause"), ("yes", 0), ("moves", 1), ("yes", 0), ("moves", 0), ("says", "/skip"), ("yes", 1)]:
         owner.step(what, value)
     assert len(owner.ids) == 3
+
+
+def test_the_button_under_a_deadline_in_danger_asks(owner: Owner, mid: View) -> None:
+    """It skips nothing by itself, however old the message is."""
+    fields = {"p50_at": NOW + 9e5, "p80_at": NOW + 9e5, "deadline_at": NOW + 8e5, "leave_out": ["train_gemma_12b", "evaluate_12b"]}
+    fact = Fact(id="1", at=T0, kind="plan.slipped", text="late", fields=fields)
+    slipped = messages.for_fact(fact, mid)
+    assert slipped is not None
+    owner.taps(slipped.buttons[0][0])
+    assert owner.commands == []
+    assert owner.text.startswith("Skip TranslateGemma 12B QLoRA?\nIt has not started.\n\nLeft out too: Evaluation of the 12B")
+    owner.taps(owner.buttons[0])
+    assert [(one.kind, one.stage) for one in owner.commands] == [("skip", "train_gemma_12b")]

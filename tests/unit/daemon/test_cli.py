@@ -189,7 +189,7 @@ def test_status_prints_one_json_object(mid_workspace: Workspace, capsys: pytest.
     """And nothing else, with the host measured now."""
     assert cli.main(["status", "--json", "--workspace", str(mid_workspace.root)]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert list(found) == ["run", "stages", "host"]
+    assert list(found) == ["run", "stages", "host", "forecast"]
     assert found["run"]["daemon_running"] is False
     assert found["host"]["memory_total_bytes"] > found["host"]["memory_used_bytes"] > 0
     assert found["host"]["disks"][0]["free_bytes"] > 0

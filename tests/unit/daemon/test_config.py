@@ -55,6 +55,8 @@ def test_a_good_file_loads(tmp_path):
         ('name = "corpus"\n', 'name = "corpus"\nafter = ["train"]\n', "", "circle"),
         ('name = "corpus"\n', 'name = "corpus"\ngrace_s = -1\n', "$.stage[0].grace_s", "> 0"),
         ('name = "p"', 'name = "p', "", "TOML"),
+        ('name = "p"', 'name = "p"\ndeadline = "Tuesday"', "$.deadline", "Tue 08:00"),
+        ('name = "corpus"\n', 'name = "corpus"\nleast_share = 0.5\n', "$.stage[0].least_share", "optional"),
     ],
 )
 def test_a_mistake_is_refused_with_its_path(tmp_path, old, new, path, word):

@@ -19,10 +19,11 @@ def test_the_host_of_a_workspace_that_is_not_there_yet(tmp_path):
 
 def test_a_gpu_line_is_read_with_its_gaps():
     """Mebibytes become bytes; what the driver does not tell is None, not zero."""
-    gpu = host.parse_gpu("NVIDIA RTX A2000 Ada, 97, 14820, 16380, [N/A]")
+    gpu = host.parse_gpu("NVIDIA RTX A2000 Ada, 97, 14820, 16380, [N/A], 68.25")
     assert gpu.memory_used_bytes == 14820 * 1024 * 1024
     assert gpu.load_percent == 97
     assert gpu.temperature_c is None
+    assert gpu.power_w == 68.25
 
 
 @pytest.mark.parametrize(
@@ -30,7 +31,7 @@ def test_a_gpu_line_is_read_with_its_gaps():
     [
         ("sleep 30", None),
         ("exit 9", None),
-        ("echo 'X, 1, 2, 3, 4'", "X"),
+        ("echo 'X, 1, 2, 3, 4, [N/A]'", "X"),
         ("echo nonsense", ()),
     ],
 )

@@ -1,185 +1,34 @@
-"""Every text that goes to the phone, to the letter."""
+"""What the phone is told unasked, to the letter."""
 
 from __future__ import annotations
 
 import dataclasses
 import unicodedata
 from datetime import UTC
-from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from daemon import messages, scores, view, words
+from daemon import answers, markup, messages, questions, standing, view, words
 from daemon.dialogue import Message, Ring
-from daemon.messages import More
-from daemon.view import StageView, View
-from state.contract import BatchPlan, CommandKind, Outcome, Progress
-from state.machine import Status
-from state.snapshot import Attempt, BackingOff, Fact, Intent, Pending, Running, Start
-from state.workspace import Workspace
-from tests.conftest import T0, ExampleRun, finished_run, mid_run
-from tests.telegram import markup
-
-HOST: dict[str, Any] = {
-    "memory_used_bytes": 12_000_000_000,
-    "memory_total_bytes": 64_000_000_000,
-    "disks": [
-        {"path": "/home/run", "free_bytes": 412_000_000_000, "total_bytes": 1},
-        {"path": "/mnt/c", "free_bytes": 80_000_000_000, "total_bytes": 1},
-    ],
-    "gpus": [
-        {
-            "name": "NVIDIA GeForce RTX 4070 Ti SUPER",
-            "load_percent": 97.0,
-            "temperature_c": 64.0,
-            "memory_used_bytes": 14_200_000_000,
-            "memory_total_bytes": 16_000_000_000,
-        }
-    ],
-}
-
-
-def live(seen: View, **changes: Any) -> View:
-    """`seen` as it looks while its daemon and its stages are at work."""
-    stages = tuple(dataclasses.replace(s, working=True) if s.working is not None else s for s in seen.stages)
-    return dataclasses.replace(seen, alive=True, stages=stages, **changes)
-
-
-def with_run(seen: View, **changes: Any) -> View:
-    return dataclasses.replace(seen, run=msgspec.structs.replace(seen.run, **changes))
-
-
-def with_stage(seen: View, name: str, state: dict[str, Any] | None = None, **changes: Any) -> View:
-    """`seen` with one stage changed, in the view and in the run."""
-    old = stage_of(seen, name)
-    new = dataclasses.replace(old, state=msgspec.structs.replace(old.state, **(state or {})), **changes)
-    run = msgspec.structs.replace(seen.run, stages=tuple(new.state if s.name == name else s for s in seen.run.stages))
-    return dataclasses.replace(seen, run=run, stages=tuple(new if s is old else s for s in seen.stages))
-
-
-def stage_of(seen: View, name: str) -> StageView:
-    return next(stage for stage in seen.stages if stage.config.name == name)
-
-
-def fact_of(seen: View, kind: str, stage: str | None = None) -> Fact:
-    return next(fact for fact in reversed(seen.facts) if fact.kind == kind and stage in (None, fact.stage))
-
-
-def fact(number: int, kind: str, text: str, stage: str | None = None, **more: Any) -> Fact:
-    return Fact(id=f"{number:06d}", at=T0 + number * 60, kind=kind, text=text, stage=stage, **more)
-
-
-@pytest.fixture(scope="module")
-def mid(tmp_path_factory: pytest.TempPathFactory) -> View:
-    """Marian trains, Whisper waits, seen while the daemon is at work."""
-    return live(view.read(mid_run(ExampleRun(tmp_path_factory.mktemp("mid") / "run"))))
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return finished_run(ExampleRun(tmp_path_factory.mktemp("done") / "run"))
-
-
-@pytest.fixture(scope="module")
-def done(finished: Workspace) -> View:
-    """The finished run."""
-    return live(view.read(finished))
-
-
-@pytest.fixture(scope="module")
-def measured(finished: Workspace) -> More:
-    return More(scores=scores.read(finished.eval_results))
-
-
-def now_of(seen: View) -> float:
-    """Five seconds after the run last said something."""
-    return max(stage.progress.at for stage in seen.stages if stage.progress) + 5
-
-
-def more_of(seen: View) -> More:
-    return More(
-        losses={"train_marian": [5 - step / 20 for step in range(60)]},
-        saved_at={"train_marian": now_of(seen) - 750},
-        output={"train_marian": ["loss<0.5", "50 %\r100 % \x1b[1mdone\x1b[0m"]},
-    )
-
-
-# -- answers, to the letter
-
-
-def test_status(mid: View) -> None:
-    """Stage n of m, share, step, pace, both ends, loss, batch, checkpoint, machine, what is next, uptime and restarts."""
-    seen = with_stage(mid, "train_marian", {"batch": BatchPlan(micro_batch=8), "fits": {"m on RTX": 16}}, checkpoint=96, steps=160)
-    text = words.bare(messages.status(seen, HOST, now_of(mid), UTC, more_of(mid)))
-    assert (
-        text
-        == """\
-Vigil demo · 5 of 11 done
-
-⏳ 6/11 Whisper LoRA training
-Goes on next: killed by signal 9
-
-🔵 7/11 MarianMT training
-██████░░░░ 62 %
-Step 100 of 160 · 1.0 s/step
-Stage: 55 s left, until 19:04
-Loss 0.36 ██▇▇▆▆▅▅▄▄▃▃▂▂▁▁
-Batch 32, 8 at a time: more did not fit
-Saved: step 96, 12 min ago
-
-Run: its end is not known
-Next: TranslateGemma 4B QLoRA
-
-GPU 97 % · 64 °C · 14 GB of 16 GB
-RAM 12 GB of 64 GB
-Disk 412 GB free · Windows 80 GB free
-
-Up 56 s, 1 restart:
-19:03 the machine restarted"""
-    )
-
-
-def test_status_of_a_finished_run(done: View) -> None:
-    """How it ended, in the words of `vigil status`; nothing is next, and nothing is guessed of a machine that was not read."""
-    assert (
-        words.bare(messages.status(done, {}, done.run.finished_at or 0, UTC))
-        == """\
-Vigil demo · 9 of 11 done
-🏁 Finished: 9 of 11 stages succeeded, 1 bonus failed, 1 skipped.
-
-Up 3 min 20 s, 1 restart:
-19:03 the machine restarted"""
-    )
-
-
-@pytest.mark.parametrize(
-    ("changes", "line"),
-    [
-        ({"paused": True}, "💤 Paused; /resume goes on"),
-        ({"disk_hold": "the disk has 2 GB free"}, "💾 Waits for disk space: the disk has 2 GB free"),
-    ],
+from daemon.standing import More
+from daemon.view import View
+from state.contract import CommandKind, Outcome, Progress
+from state.forecast import Forecast
+from state.snapshot import Attempt, Fact, Pending, Running, Start
+from tests.conftest import T0, ExampleRun
+from tests.unit.daemon.phone_views import (
+    HOST,
+    assert_sendable,
+    fact,
+    fact_of,
+    live,
+    more_of,
+    now_of,
+    stage_of,
+    with_run,
+    with_stage,
 )
-def test_a_run_that_waits_says_so_and_promises_no_end(mid: View, changes: dict[str, Any], line: str) -> None:
-    """What holds the whole run stands on top, and no time of its end is told."""
-    text = words.bare(messages.status(with_run(mid, **changes), HOST, now_of(mid), UTC))
-    assert text.splitlines()[1] == line
-    assert "Run:" not in text
-
-
-def test_a_stage_that_does_not_work_shows_no_pace(mid: View) -> None:
-    """Stopping, or without a process: said, instead of a share that no longer moves."""
-    intent = Intent(skip=True, reason="skipped by the owner (telegram)", at=0, due_monotonic_s=0, boot="")
-    stopping = with_stage(mid, "train_marian", {"status": Running(since=0, intent=intent)})
-    gone = with_stage(mid, "train_marian", working=False)
-    for seen, line in (
-        (stopping, "Stopping: skipped by the owner (telegram)"),
-        (gone, "Its process is gone; the next run goes on"),
-    ):
-        text = words.bare(messages.status(seen, HOST, now_of(mid), UTC))
-        assert f"🔵 7/11 MarianMT training\n{line}\n\n" in text
 
 
 def test_the_card_changes_only_with_the_run(mid: View) -> None:
@@ -199,7 +48,7 @@ Waits to be tried again
 Step 100 of 160 · 1.0 s/step
 Stage: until 19:04
 Loss 0.36 ██▇▇▆▆▅▅▄▄▃▃▂▂▁▁
-Batch 32
+Batch 32, as set
 Saved: nothing yet
 
 Disk 412 GB free · Windows 80 GB free
@@ -217,251 +66,7 @@ as of Thu 12 Feb 19:04"""
     assert messages.same_card(*overdue)
 
 
-def test_stages(done: View) -> None:
-    """Every stage in one line, with what it took; why, under one that failed or was left out."""
-    assert (
-        words.bare(messages.stages(done))
-        == """\
-Vigil demo
-
-✅ 1 Sermon download · 20 s
-✅ 2 Audio preprocessing · 31 s
-✅ 3 Pseudo-labeling · 12 s
-✅ 4 Parallel corpus · 8 s
-✅ 5 Baseline evaluation · 40 s
-✅ 6 Whisper LoRA training · 21 s
-✅ 7 MarianMT training · 2 min 51 s
-✅ 8 TranslateGemma 4B QLoRA · 40 s
-✅ 9 Post-training evaluation · 35 s
-❌ 10 TranslateGemma 12B QLoRA · 7 %
-   out of memory at micro-batch 1 (the…
-⏩ 11 Evaluation of the 12B
-   it needs train_gemma_12b, which is F…"""
-    )
-
-
-def test_events(mid: View) -> None:
-    """The newest facts under their day, marked as `vigil log` marks them; debug is nobody's news."""
-    hidden = fact(999, "x", "hidden", level="debug")
-    assert (
-        messages.events(dataclasses.replace(mid, facts=(*mid.facts, hidden)), UTC, 5)
-        == """\
-<b>Thu 12 Feb</b>
-18:01 ! replay source is not set: trained without replay
-18:02 ! train_whisper: killed by signal 9; tried again in 20 s
-18:02 train_marian started (attempt 1)
-19:03 run 20260212-180000 goes on after a restart of the machine
-19:03 train_marian started (attempt 2)"""
-    )
-    assert messages.events(dataclasses.replace(mid, facts=())) == "Nothing has happened yet."
-
-
-def test_log(mid: View) -> None:
-    """As typed; of a line that rewrites itself its last state, without colours; a long one ends with its newest lines."""
-    marian = stage_of(mid, "train_marian")
-    assert messages.log(marian, more_of(mid).output["train_marian"]) == (
-        "<b>MarianMT training</b>, last lines\n<pre>loss&lt;0.5\n100 % done</pre>"
-    )
-    assert messages.log(marian, None) == "<b>MarianMT training</b>: what it printed cannot be read just now."
-    assert messages.log(marian, []) == "<b>MarianMT training</b> has printed nothing yet."
-    long = messages.log(marian, [f"{number} " + "🦜&" * 100 for number in range(60)])
-    assert words.utf16_units(words.bare(long)) <= messages.TEXT_UNITS
-    assert "\n59 🦜&amp;" in long
-
-
-def test_ping_help_welcome(mid: View) -> None:
-    """Alive, and since when the run is silent; every command once; a welcome that promises to ask."""
-    assert messages.ping(mid, now_of(mid), UTC) == "Here, at 19:04.\nThe run spoke 5 s ago."
-    assert messages.ping(None, T0, UTC) == "Here, at 18:00.\nThe run has said nothing yet."
-    assert (
-        messages.help_text()
-        == """\
-/status where the run stands
-/stages every stage in one line
-/plot [stage] a picture of the loss
-/report scores before and after
-/log [n] [stage] its last lines
-/events what happened lately
-/skip [stage] leave a stage out
-/retry [stage] try a stage again
-/pause save, then wait
-/resume go on after a pause
-/stop save, then end Vigil
-/mute 8h no sound but for red
-/ping is anybody there
-/help this list
-
-What acts asks first."""
-    )
-    assert (
-        messages.welcome(mid).html
-        == """\
-Vigil watches over
-<b>Vigil demo</b>.
-It tells you what matters
-and asks before it acts.
-
-/status looks, /help lists the rest."""
-    )
-
-
-def test_the_scores_fit_a_phone(measured: More) -> None:
-    """Before, after, the change and what it is worth, in 40 columns; the demo's own metric is named."""
-    text = words.bare(messages.scored(measured.scores))
-    assert text.splitlines()[:8] == [
-        "The scores",
-        "MarianMT",
-        "BLEU     1.25 →  14.50 +13.25 better",
-        "chrF++   9.75 →  23.00 +13.25 not clear",
-        "COMET  0.4125 → 0.5450 +0.1325 better",
-        "TranslateGemma-4B",
-        "BLEU     1.25 →   0.75 −0.50 worse",
-        "chrF++   9.75 →   9.25 −0.50 not clear",
-    ]
-    assert text.splitlines()[-1].startswith("COMET: demo metric")
-    assert messages.scored(None) == "Nothing was measured yet."
-    assert measured.scores is not None
-    alone = msgspec.structs.replace(measured.scores, labels={"before": measured.scores.labels["before"]}, comparisons={})
-    assert messages.score_lines(alone).splitlines()[:2] == ["<pre>MarianMT", "BLEU     1.25"]
-
-
-def test_a_plot_is_named(mid: View) -> None:
-    """The stage, its loss and the step."""
-    assert words.bare(messages.plotted(stage_of(mid, "train_marian"))) == "MarianMT training\nLoss 0.36 at step 100"
-
-
-# -- the end of the run
-
-
-def test_the_end_of_the_run_follows_from_paces_and_budgets(mid: View) -> None:
-    """One stage a resource at a time, each after what it waits for; without pace and budget no end is told."""
-    assert messages.run_left_s(mid, now_of(mid)) is None
-    stages = tuple(
-        dataclasses.replace(s, config=msgspec.structs.replace(s.config, budget_h=hours), progress=None if hours else s.progress)
-        for s, hours in zip(mid.stages, (None,) * 5 + (2.0, None, 3.0, 4.0, 5.0, 6.0), strict=True)
-    )
-    seen = dataclasses.replace(mid, stages=stages)
-    marian_s = stage_of(seen, "train_marian").eta_s(now_of(mid))
-    assert marian_s == pytest.approx(55)
-    assert messages.run_left_s(seen, now_of(mid)) == pytest.approx(20 * 3600 + 55)
-    assert messages.run_line(seen, now_of(mid), UTC) == "Run: 20 h left, until Fri 15:04"
-
-
-def test_two_resources_work_side_by_side(mid: View) -> None:
-    """A stage on the CPU does not lengthen a run that waits for the GPU anyway."""
-    pending = [
-        dataclasses.replace(s, state=msgspec.structs.replace(s.state, status=Pending()), progress=None) for s in mid.stages[:5]
-    ]
-    seen = dataclasses.replace(
-        mid, stages=tuple(dataclasses.replace(s, config=msgspec.structs.replace(s.config, budget_h=1.0)) for s in pending)
-    )
-    # download, preprocess and transcribe follow each other: 3 h; corpus goes beside them, and evaluate_before before transcribe
-    assert messages.run_left_s(seen, T0) == pytest.approx(3 * 3600)
-
-
-# -- batches
-
-
-@pytest.mark.parametrize(
-    ("settings", "state", "line"),
-    [
-        ({}, {}, ""),
-        ({"effective_batch": 32}, {}, "Batch 32"),
-        ({"effective_batch": 32, "micro_batch": 4}, {}, "Batch 32, 4 at a time: as set"),
-        ({"effective_batch": 32, "micro_batch": 8}, {"fits": {"m on G": 4}}, "Batch 32, 4 at a time: more did not fit"),
-        ({"effective_batch": 32}, {"batch": BatchPlan(micro_batch=1)}, "Batch 32, 1 at a time: more did not fit"),
-        ({"effective_batch": 32}, {"batch": BatchPlan(gradient_checkpointing=True)}, "Batch 32, slower to save memory"),
-        ({}, {"batch": BatchPlan(eval_batch=8)}, "Batch 8: more did not fit"),
-    ],
-)
-def test_the_batch_and_why_it_is_so(mid: View, settings: dict[str, Any], state: dict[str, Any], line: str) -> None:
-    """How many count as one step, how many fit at a time, and what decided it; nothing for a stage without a batch."""
-    stage = stage_of(mid, "train_gemma_4b")
-    config = msgspec.structs.replace(stage.config, settings=settings)
-    told = dataclasses.replace(stage, config=config, state=msgspec.structs.replace(stage.state, **state))
-    assert messages.batch_line(told) == line
-
-
-# -- questions
-
-
-def test_a_question_says_what_stands_what_is_kept_and_what_follows(mid: View) -> None:
-    """Also which stages are left out with it; the buttons name the stage."""
-    seen = with_stage(mid, "train_marian", checkpoint=96)
-    marian = stage_of(seen, "train_marian")
-    assert (
-        words.bare(messages.question(CommandKind.SKIP, marian, seen))
-        == """\
-Skip MarianMT training?
-It is at work,
-step 100 of 160 (62 %).
-
-Kept: checkpoints up to step 96
-Then: TranslateGemma 4B QLoRA
-/retry takes it up again."""
-    )
-    assert [row[0].text for row in messages.choices(CommandKind.SKIP, "n", marian)] == [
-        "Save and skip MarianMT training",
-        "Skip MarianMT training now",
-        "No, leave it as it is",
-    ]
-    bonus = stage_of(seen, "train_gemma_12b")
-    assert "Left out too: Evaluation of the 12B\nThen: TranslateGemma 4B QLoRA" in messages.question(CommandKind.SKIP, bonus, seen)
-    assert messages.choices(CommandKind.SKIP, "n", bonus)[0][0].text == "Skip TranslateGemma 12B QLoRA"
-    assert "Kept:" not in messages.question(CommandKind.SKIP, bonus, seen), "it has not begun"
-
-
-def test_the_other_questions(mid: View, done: View) -> None:
-    """Retry names what comes back with it; stop says that the phone cannot start it again."""
-    bonus = stage_of(done, "train_gemma_12b")
-    assert (
-        words.bare(messages.question(CommandKind.RETRY, bonus, done))
-        == """\
-Try TranslateGemma 12B QLoRA again?
-It has failed,
-step 6 of 80.
-Out of memory at micro-batch 1 (the lowest rung of the memory ladder)
-
-It begins again.
-Then also: Evaluation of the 12B"""
-    )
-    assert (
-        words.bare(messages.question(CommandKind.PAUSE, None, mid))
-        == """\
-Pause the run?
-At work: MarianMT training
-
-Kept: all; it saves first.
-Then: nothing runs until /resume."""
-    )
-    assert (
-        words.bare(messages.question(CommandKind.RESUME, None, done))
-        == """\
-Go on with the run?
-Nothing is at work.
-
-Kept: all that is done.
-Then: it goes on where it was saved."""
-    )
-    assert (
-        words.bare(messages.question(CommandKind.STOP, None, mid))
-        == """\
-Stop Vigil and the run?
-At work: MarianMT training
-
-Kept: all; it saves first.
-Then: Vigil ends and is silent here.
-It cannot be started from the phone."""
-    )
-    assert words.bare(messages.asked_for(CommandKind.SKIP, stage_of(mid, "train_marian"), T0, UTC, at_once=True)) == (
-        "Skip MarianMT training now\nAsked for at 18:00."
-    )
-
-
-# -- what facts tell
-
-
-def told(one: Fact, seen: View, more: More = messages.NOTHING_MORE) -> Message:
+def told(one: Fact, seen: View, more: More = standing.NOTHING_MORE) -> Message:
     message = messages.for_fact(one, seen, UTC, more)
     assert message is not None
     return message
@@ -591,9 +196,9 @@ Since 18:01, 3 times so far"""
     )
 
 
-@pytest.mark.parametrize("outcome", [Outcome.STOPPED, Outcome.INTERRUPTED])
-def test_a_stop_that_was_wanted_is_no_retry(mid: View, outcome: Outcome) -> None:
-    """A pause or a power cut is told by its own message."""
+@pytest.mark.parametrize("outcome", [Outcome.STOPPED, Outcome.INTERRUPTED, Outcome.HUNG])
+def test_what_was_told_already_is_no_retry(mid: View, outcome: Outcome) -> None:
+    """A pause, a power cut or a stall is told by its own message."""
     one = fact(1, "stage.backed_off", "x: y", "download", attempt=1, fields={"outcome": str(outcome)})
     assert told(one, mid).ring is Ring.OFF
 
@@ -638,12 +243,10 @@ Free some: it goes on by itself."""
         words.bare(end.html)
         == """\
 ✅ Solved at 18:43, after 42 min
-there is space again
+There is space again.
 
 The run waits for disk space
-The disk has 900 MB free and 1 GB are to be kept
-
-Free some: it goes on by itself."""
+The disk has 900 MB free and 1 GB are to be kept"""
     )
     again = messages.still(red, 4)
     assert (again.ring, again.key) == (Ring.RED, f"{red.key}/still/4")
@@ -678,13 +281,13 @@ def test_what_ends_a_red_alarm_of_a_stage(mid: View) -> None:
 
 def test_the_answer_to_a_command_edits_its_question(mid: View) -> None:
     """What the daemon made of it, and the button that takes it back; none after a refusal; what was asked elsewhere is not told."""
-    text = "skip train_marian: train_marian stops at its next safe point and is skipped; its checkpoints are kept"
-    fields = {"by": "telegram", "ok": True, "id": messages.command_id("abc")}
+    text = "skip train_marian: train_marian stops at its next save and is skipped; what is saved stays"
+    fields = {"by": "telegram", "ok": True, "id": questions.command_id("abc")}
     done = told(fact(1, "command.answered", text, fields=fields), mid)
-    assert (done.replaces, done.kind, done.buttons) == ("ask/abc", "", messages.undo_button(CommandKind.SKIP, "abc"))
-    assert done.html.startswith("✅ <b>skip train_marian</b>\ntrain_marian stops at its next safe point")
+    assert (done.replaces, done.kind, done.buttons) == ("ask/abc", "", questions.undo_button(CommandKind.SKIP, "abc"))
+    assert done.html.startswith("✅ <b>Skip MarianMT training</b>\nIt stops at its next save and is skipped")
     refused = told(fact(2, "command.answered", "pause: the run is paused already", fields=fields | {"ok": False}), mid)
-    assert (refused.html, refused.buttons) == ("❌ <b>pause</b>\nRefused: the run is paused already", ())
+    assert (refused.html, refused.buttons) == ("❌ <b>Pause the run</b>\nRefused: the run is paused already", ())
     assert told(fact(3, "command.answered", text, fields=fields | {"id": "1-a"}), mid).ring is Ring.OFF
 
 
@@ -735,7 +338,7 @@ def test_a_hot_gpu_is_red() -> None:
     assert messages.gpu_hot({"gpus": [{"temperature_c": None}, {"temperature_c": 84.0}]}, T0) is None
     red = messages.gpu_hot({"gpus": [{"temperature_c": 93.0}]}, T0)
     assert red is not None
-    assert (red.ring, words.bare(red.html)) == (Ring.RED, "🔴 The GPU has 93 °C\nLook after its air; /pause lets it cool.")
+    assert (red.ring, words.bare(red.html)) == (Ring.RED, "🔴 The GPU has 93 °C\n\nLook after its air; /pause lets it cool.")
 
 
 def test_the_morning_digest(mid: View) -> None:
@@ -748,13 +351,14 @@ def test_the_morning_digest(mid: View) -> None:
 Vigil demo · 5 of 11 done
 
 In 24 h: 5 stages done,
-3 troubles:
-18:01 replay source is not set: trained without replay
-18:02 train_whisper: killed by signal 9; tried again in 20 s
-19:03 run 20260212-180000 goes on after a restart of the machine
+2 troubles:
+18:01 Whisper LoRA training: replay source is not set: trained without replay
+18:02 Whisper LoRA training: killed by signal 9; tried again in 20 s
+Restarts: 19:03
 
 ⏳ 6/11 Whisper LoRA training
-Goes on next: killed by signal 9
+Killed by signal 9
+Tried again as soon as it can
 
 🔵 7/11 MarianMT training
 ██████░░░░ 62 %
@@ -786,27 +390,25 @@ def test_what_was_missed_comes_as_one(done: View) -> None:
     assert messages.folded(missed[2:], 0.0).ring is Ring.SILENT
 
 
-# -- the form
-
-
 def test_our_lines_fit_a_phone(mid: View, done: View, measured: More) -> None:
     """40 columns, one emoji a line at most, for all that is ours; what stages and the journal say may wrap."""
     now = now_of(mid)
     name = "A pipeline with a name of sixty characters, which is the most"
     long = with_run(mid, pipeline=msgspec.structs.replace(mid.run.pipeline, name=name), disk_hold="")
     long = with_stage(long, "train_marian", step=1_123_456, steps=2_123_456, step_s=12.3456, checkpoint=1_123_400)
+    plan = Forecast(at=now, p50_at=T0 + 4e5, p80_at=T0 + 4e5 + 27_000, deadline_at=T0 + 4e5)
     texts = [
-        *(messages.status(seen, HOST, now, UTC, more_of(mid)) for seen in (mid, long, with_run(mid, paused=True))),
-        messages.card(long, HOST, now, UTC, more_of(mid)).html,
-        messages.stages(mid),
-        messages.stages(done),
-        messages.help_text(),
-        messages.ping(mid, now, UTC),
-        messages.welcome(long).html,
-        messages.score_lines(measured.scores),
-        messages.unreadable(),
-        *(messages.question(kind, None, mid) for kind in CommandKind if kind not in ("skip", "retry")),
-        *(messages.question(CommandKind.SKIP, stage, long) for stage in long.stages[5:9]),
+        *(answers.status(seen, HOST, now, UTC, more_of(mid)) for seen in (mid, long, with_run(mid, paused=True))),
+        messages.card(long, HOST, now, UTC, dataclasses.replace(more_of(mid), forecast=plan)).html,
+        answers.stages(mid),
+        answers.stages(done),
+        answers.help_text(),
+        answers.ping(mid, now, UTC),
+        answers.welcome(long).html,
+        standing.score_lines(measured.scores),
+        answers.unreadable(),
+        *(questions.question(kind, None, mid) for kind in CommandKind if kind not in ("skip", "retry")),
+        *(questions.question(CommandKind.SKIP, stage, long) for stage in long.stages[5:9]),
         *(told(one, seen).html for seen in (mid, done) for one in seen.facts if one.kind in ("stage.succeeded", "run.resumed")),
     ]
     kinds = ("stage.failed", "stage.backed_off", "stage.skipped", "attempt.hung", "disk.held", "run.finished")
@@ -818,80 +420,8 @@ def test_our_lines_fit_a_phone(mid: View, done: View, measured: More) -> None:
     for text in (*texts, *heads, messages.still(red, 12).html, solved):
         assert_sendable(text)
         for line in words.bare(text).splitlines():
-            assert words.cells(line) <= messages.COLUMNS, line
+            assert words.cells(line) <= markup.COLUMNS, line
             assert sum(unicodedata.east_asian_width(char) == "W" for char in line) <= 1, line
-
-
-def test_buttons_fit_telegram(mid: View) -> None:
-    """What a tap sends back has at most 64 bytes, for the longest name that a stage may have."""
-    number = messages.nonce("run", 1)
-    config = msgspec.structs.replace(mid.stages[6].config, name="a" * 41, title="")
-    stage = dataclasses.replace(mid.stages[6], config=config)
-    rows = [*messages.picks(CommandKind.RETRY, [stage])]
-    rows += [row for kind in CommandKind for row in (*messages.choices(kind, number, stage), *messages.undo_button(kind, number))]
-    assert all(1 <= len(button.data.encode()) <= 64 and len(button.text) <= 40 for row in rows for button in row)
-
-
-def assert_sendable(text: str) -> None:
-    """Telegram would take it: well-formed, neither empty nor too long, encodable."""
-    shown, _entities = markup.parse(text)
-    assert 0 < markup.units(shown) <= 4096
-    text.encode()
-
-
-@pytest.mark.parametrize("text", ["loss<0.5", "<module>", "a && b", "&lt;", "<b>", "</pre>", '"quoted"', "x\n\ty"])
-def test_what_is_not_ours_arrives_as_typed(text: str) -> None:
-    """Telegram's own rules read it back to the letter."""
-    assert markup.parse(messages.escaped(text))[0] == text.strip()
-    assert words.bare(messages.escaped(text)) == text
-
-
-def test_what_telegram_refuses_is_taken_out() -> None:
-    """Control characters, and halves of a surrogate pair, which cannot be sent at all."""
-    assert messages.escaped("a\x00b\x1b[1mc\ud83d") == "ab[1mc?"
-
-
-@pytest.mark.parametrize(
-    ("units", "text"), [(9, "<b>🦜🦜</b>abcde"), (8, "<b>🦜🦜</b>abc…"), (4, "<b>🦜…</b>"), (3, "<b>🦜…</b>"), (2, "<b>…</b>")]
-)
-def test_a_cut_never_halves_an_emoji(units: int, text: str) -> None:
-    """Counted in UTF-16, in which an emoji is two; the tags are closed."""
-    assert messages.cut_html("<b>🦜🦜</b>abcde", units) == text
-    plain = words.bare("<b>🦜🦜</b>abcde")
-    assert words.cut_utf16(plain, units) == words.bare(text)
-
-
-_PIECES = st.lists(st.tuples(st.sampled_from(["", "b", "pre", "i"]), st.text(max_size=30)), max_size=8)
-
-
-@given(_PIECES, st.integers(1, 60))
-def test_any_cut_is_well_formed_and_short_enough(pieces: list[tuple[str, str]], units: int) -> None:
-    """Whatever is written in it: what is shown is a beginning of the whole, and an ellipsis says that it was cut."""
-    whole = "".join(f"<{tag}>{messages.escaped(text)}</{tag}>" if tag else messages.escaped(text) for tag, text in pieces)
-    cut = messages.cut_html(whole, units)
-    shown, all_of_it = words.bare(cut), words.bare(whole)
-    markup.parse(cut)
-    assert words.utf16_units(shown) <= units
-    assert shown == all_of_it or (shown.endswith("…") and all_of_it.startswith(shown[:-1]))
-
-
-def test_a_waiting_stage_tells_what_for(mid: View) -> None:
-    """Space that a full disk asked for is named with its size."""
-    waiting = BackingOff(
-        since=0, delay_s=300, due_monotonic_s=0, boot="", reason="disk full", outcome=Outcome.DISK_FULL, needed_bytes=12_000_000_000
-    )
-    seen = with_stage(mid, "train_whisper", {"status": waiting})
-    assert stage_of(seen, "train_whisper").state.state is Status.BACKING_OFF
-    assert "\nWaits for 12 GB of free space: disk full\n" in messages.status(seen, HOST, now_of(mid), UTC)
-
-
-def test_a_stage_that_was_stopped_waits_for_nothing_but_the_run(mid: View) -> None:
-    """A pause is no trouble: the card, /status and /stages say that it is saved, not that something is tried again."""
-    stopped = BackingOff(since=0, delay_s=0, due_monotonic_s=0, boot="", reason="a stop was asked for", outcome=Outcome.STOPPED)
-    seen = with_run(with_stage(mid, "train_whisper", {"status": stopped}), paused=True)
-    shown = [messages.status(seen, HOST, now_of(mid), UTC), messages.card(seen, HOST, now_of(mid), UTC).html]
-    assert all("Whisper LoRA training</b>\nSaved; it goes on with the run\n" in text for text in shown)
-    assert "\n   Saved; it goes on with the run\n" in messages.stages(seen)
 
 
 def test_keys_are_of_the_run(example: ExampleRun) -> None:
@@ -902,26 +432,86 @@ def test_keys_are_of_the_run(example: ExampleRun) -> None:
     assert told(seen.facts[0], seen).key != told(seen.facts[0], other).key
 
 
-@pytest.mark.parametrize(
-    ("progress", "line"),
-    [
-        (None, "Starting"),
-        (Progress(at=T0, done=12, total=30, unit="recordings"), "12 of 30 recordings"),
-        (Progress(at=T0, done=1, message="loading the model"), "loading the model"),
-        (Progress(at=T0, done=0), "At work"),
-    ],
-)
-def test_a_stage_without_steps_tells_what_it_counts(mid: View, progress: Progress | None, line: str) -> None:
-    """Its own unit, or what it is busy with; no line about a checkpoint that it does not make."""
-    seen = with_stage(mid, "download", {"status": Running(since=0)}, progress=progress, rate=None)
-    lines = words.bare(messages.status(seen, {}, T0, UTC)).splitlines()
-    assert line in lines[lines.index("🔵 1/11 Sermon download") :][:3]
-    assert "Saved: nothing yet" not in lines[: lines.index(line)]
+PLAN = {
+    "p50_at": T0 + 4 * 86_400 + 3600,
+    "p80_at": T0 + 4 * 86_400 + 3 * 3600,
+    "deadline_at": T0 + 4 * 86_400,
+    "leave_out": ["train_gemma_12b", "evaluate_12b"],
+    "choice": "Without TranslateGemma 12B QLoRA it fits (Mon 15:00).",
+}
 
 
-@pytest.mark.parametrize(("alive", "begin"), [(None, "Whether Vigil is running cannot be told"), (False, "Vigil is not running;")])
-def test_a_daemon_that_is_not_seen_promises_nothing(mid: View, alive: bool | None, begin: str) -> None:
-    """Said in the words of `vigil status`; no end of the run, no uptime."""
-    text = words.bare(messages.status(dataclasses.replace(mid, alive=alive), {}, now_of(mid), UTC))
-    assert text.splitlines()[1].startswith(begin)
-    assert not {"Run", "Up"} & {line.partition(" ")[0].rstrip(":") for line in text.splitlines()}
+def test_a_deadline_in_danger_rings_with_a_choice(mid: View) -> None:
+    """One button for each bonus that can be skipped by itself; it asks, and what goes with another has none."""
+    slipped = told(fact(1, "plan.slipped", "The deadline Mon 18:00 is missed by 3 h.", level="warning", fields=PLAN), mid)
+    assert slipped.ring is Ring.LOUD
+    assert (
+        words.bare(slipped.html)
+        == """\
+⏰ The deadline is in danger
+Deadline Mon 18:00: late by 3 h
+80 % sure by Mon 21:00
+Without TranslateGemma 12B QLoRA it fits (Mon 15:00)."""
+    )
+    assert [[button.text for button in row] for row in slipped.buttons] == [["Skip TranslateGemma 12B QLoRA"]]
+    assert slipped.buttons[0][0].data == "pick:skip:train_gemma_12b"
+    bare = told(fact(2, "plan.slipped", "the run ends later than thought"), mid)
+    assert (words.bare(bare.html), bare.buttons) == ("⏰ The plan slips\nThe run ends later than thought", ())
+
+
+def test_a_plan_that_slips_and_still_fits_says_so(mid: View) -> None:
+    """Hours later than was told last, and no danger."""
+    fits = fact(1, "plan.slipped", "x", fields=PLAN | {"p80_at": T0 + 3 * 86_400, "leave_out": [], "choice": ""})
+    assert words.bare(told(fits, mid).html) == "⏰ The plan slips\nDeadline Mon 18:00: fits\n80 % sure by Sun 18:00"
+
+
+def test_a_deadline_that_holds_again_is_silent(mid: View) -> None:
+    """As is a bonus that gets less work; the first forecast is no news."""
+    good = told(fact(1, "plan.recovered", "x", fields=PLAN | {"p80_at": T0 + 3 * 86_400, "choice": ""}), mid)
+    assert (good.ring, good.buttons) == (Ring.SILENT, ())
+    assert words.bare(good.html) == "✅ The deadline holds again\nDeadline Mon 18:00: fits\n80 % sure by Sun 18:00"
+    text = "train_gemma_12b gets 40 % of its work: for all of it there is no time before the deadline"
+    less = told(fact(2, "plan.shortened", text, "train_gemma_12b", level="warning"), mid)
+    assert less.ring is Ring.SILENT
+    assert less.html.splitlines() == [
+        "✂️ <b>TranslateGemma 12B QLoRA is cut short</b>",
+        "Gets 40 % of its work: for all of it there is no time before the deadline",
+    ]
+    assert told(fact(3, "plan.made", "The deadline holds.", fields=PLAN), mid).ring is Ring.OFF
+
+
+def test_scores_come_as_a_picture(done: View, measured: More) -> None:
+    """With the table as its caption, which fits one; other stages, and an evaluation without scores, as text."""
+    one = fact_of(done, "stage.succeeded", "evaluate_after")
+    scored = told(one, done, measured)
+    assert (scored.draws, scored.ring) == ("scores", Ring.LOUD)
+    assert "COMET: demo metric" in scored.html
+    long = told(msgspec.structs.replace(one, text="evaluate_after succeeded: " + "x " * 900), done, measured)
+    assert words.utf16_units(words.bare(long.html)) <= markup.CAPTION_UNITS
+    assert told(one, done).draws == ""
+    assert told(fact_of(done, "stage.succeeded", "train_marian"), done, measured).draws == ""
+
+
+def test_what_goes_with_another_stage_is_not_told_twice(done: View) -> None:
+    """Its failure, or the question about its skip, has named it; a bonus without time is news."""
+    assert told(fact_of(done, "stage.skipped", "evaluate_12b"), done).ring is Ring.OFF
+    late = fact(1, "stage.skipped", "evaluate_12b skipped: there is no time for it before the deadline", "evaluate_12b")
+    assert told(late, done).ring is Ring.SILENT
+
+
+def test_a_reason_keeps_the_name_of_its_error(mid: View) -> None:
+    """What a message's first line says already is the stage and what became of it, and nothing else."""
+    fields = {"outcome": str(Outcome.CRASHED)}
+    crash = fact(
+        1, "stage.backed_off", "corpus: ZeroDivisionError: by zero; tried again in 5 s", "corpus", attempt=1, fields=fields
+    )
+    assert told(crash, mid).html.splitlines()[1] == "ZeroDivisionError: by zero; tried again in 5 s"
+
+
+def test_the_digest_tells_a_row_of_one_trouble_once(mid: View) -> None:
+    """However often it was tried: the newest, and how often; a restart of the machine is no trouble."""
+    tries = [fact(n, "stage.backed_off", f"download: HTTP 50{n}; tried again", "download", level="warning") for n in (1, 2, 3)]
+    back = fact(4, "run.resumed", "run x goes on after a restart of the machine", fields={"rebooted": True})
+    seen = dataclasses.replace(mid, facts=(*tries, back))
+    digest = words.bare(messages.digest(seen, HOST, T0 + 900, UTC).html)
+    assert "\n3 troubles:\n18:03 Sermon download: HTTP 503; tried again (3 times)\nRestarts: 18:04\n" in digest

@@ -2,19 +2,21 @@
 
 import asyncio
 import json
-import sys
+import os
 import threading
 import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 
 import pytest
 import structlog
 
-from daemon import mirror
+from daemon import mirror, words
 from daemon.bot import Bot, World
+from daemon.courier import INSTALL
 from daemon.dialogue import Message, Ring
-from daemon.mirror import Mirror, UnusableError, follow, name_of, open_line, worded
+from daemon.mirror import TOLD_AFTER, Mirror, UnusableError, follow, name_of, open_line, stuck, unusable, worded
 from daemon.outbox import OLD_S, Deliver, Outbox, after_crash, put
 from daemon.telegram_settings import Secret, Telegram
 from state.snapshot import Fact
@@ -81,8 +83,9 @@ class Scene:
         self.box = box
         self.kept = [box]
         self.sent = []
+        self.told = []
         self.answers = list(answers)
-        given = {"opened": lambda _url: self.line, "retry_s": 0.001} | changes
+        given = {"opened": lambda _url: self.line, "retry_s": 0.001, "tell": self.told.append} | changes
         self.mirror = Mirror(URL, lambda: self.box, self.keep, lambda: NOW, **given)
 
     def keep(self, box):
@@ -154,30 +157,102 @@ def test_a_service_that_hangs_holds_up_nobody(monkeypatch):
     assert not scene.mirror.at_work, "the daemon's end does not wait for one that was tried"
 
 
-def test_what_cannot_be_used_says_so_once():
-    """And asks for nothing more, however long it goes on; what waits is kept."""
+def test_what_cannot_be_used_says_so_once_and_is_looked_at_again():
+    """One line in the log and one message however often; what waits is kept, and goes out when Apprise was installed."""
+    scene = Scene(grown(RED), opened=lambda _url: refuse() if len(scene.told) < 3 else scene.line)
 
-    def refuse(_url):
+    def refuse():
         raise UnusableError("because")
 
-    scene = Scene(grown(RED), opened=refuse)
-
-    async def live():
-        while True:
-            await scene.mirror.pass_on()
-
-    with structlog.testing.capture_logs() as logged, pytest.raises(TimeoutError):
-        asyncio.run(asyncio.wait_for(live(), 0.2))
-    assert [(line["event"], line["service"], line["error"]) for line in logged] == [("mirror.unusable", "json", "because")]
-    assert keys(scene.box) == ["a"]
-    assert not scene.mirror.at_work
+    logged = scene.passes_on(3)
+    assert [(line["event"], line["service"], line["reason"]) for line in logged] == [("mirror.unusable", "json", "because")]
+    assert {message.key for message in scene.told} == {unusable(URL, "", NOW).key}
+    assert (keys(scene.box), scene.mirror.at_work) == (["a"], False)
+    assert [line["event"] for line in scene.passes_on()] == ["mirror.online"]
+    assert [text.partition("\n")[0] for text in scene.sent] == ["🔴 Marian failed"]
 
 
-def test_a_missing_package_is_named_with_the_command(monkeypatch):
+def test_the_owner_is_told_of_a_service_that_takes_nothing():
+    """Not at the first failure, which may pass; of one outage always under the same key, whatever is repeated in it."""
+    scene = Scene(grown(RED), *[False] * (TOLD_AFTER + 2))
+    scene.passes_on(TOLD_AFTER - 1)
+    assert scene.told == []
+    scene.passes_on(4)
+    assert {message.key for message in scene.told} == {stuck(URL, RED, NOW).key}
+    assert len(scene.told) == 3
+    assert "(again)" not in scene.told[-1].html
+
+
+def test_the_words_for_the_owner():
+    """What is wrong, what it means, what to do; silent, and of the address no more than its kind."""
+    texts = [words.bare(unusable(URL, "Apprise knows no such address.", NOW).html), words.bare(stuck(URL, RED, NOW).html)]
+    assert texts == [
+        "🟠 The mirror json:// is of no use.\nApprise knows no such address.\n\nRed alarms come here alone.",
+        "🟠 The mirror json:// does not take\n🔴 Marian failed\nIs its address right? It is tried again.",
+    ]
+    assert {unusable(URL, "", NOW).ring, stuck(URL, RED, NOW).ring} == {Ring.SILENT}
+
+
+STAND_IN = """
+import json, os, sys, time
+class Apprise:
+    def add(self, url):
+        self.url = url
+        print(url, file=sys.stderr)
+        return url.startswith("json://")
+    def notify(self, title, body):
+        seen = [open(f"/proc/self/{name}").read() for name in ("cmdline", "environ")]
+        with open(os.path.join(os.path.dirname(__file__), "seen"), "w") as file:
+            json.dump({"pid": os.getpid(), "process": seen, "body": body}, file)
+        time.sleep(60 if "hang" in self.url else 0)
+        if "crash" in self.url:
+            raise ValueError(self.url)
+        return "refuse" not in self.url
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """Apprise as far as the process that loads it is concerned, so that this is proved where it is not installed."""
+    (tmp_path / "apprise.py").write_text(STAND_IN)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return lambda: json.loads((tmp_path / "seen").read_text())
+
+
+@pytest.mark.parametrize(
+    ("address", "taken"),
+    [("json://topic", True), ("json://refuse/topic", False), ("json://crash/topic", False)],
+    ids=["takes", "refuses", "crashes"],
+)
+def test_each_alarm_has_a_process_of_its_own(stand_in, address, taken, capfd):
+    """Its address is no argument, in no environment and on no console; a plug-in that crashes is a no."""
+    assert open_line(Secret(address))("🔴 loss<0.5") is taken
+    seen = stand_in()
+    assert (seen["pid"] != os.getpid(), seen["body"]) == (True, "🔴 loss<0.5")
+    assert "daemon.courier" in seen["process"][0]
+    assert "topic" not in "".join(seen["process"]) + "".join(capfd.readouterr())
+
+
+def test_a_process_that_hangs_is_ended(stand_in, monkeypatch):
+    """After the limit of a try there is none left."""
+    send = open_line(Secret("json://hang"))
+    monkeypatch.setattr(mirror, "SEND_LIMIT_S", 1.0)
+    with pytest.raises(mirror.subprocess.TimeoutExpired):
+        send("🔴")
+    with pytest.raises(ProcessLookupError):
+        os.kill(stand_in()["pid"], 0)
+
+
+@pytest.mark.parametrize(
+    ("package", "address", "says"),
+    [(STAND_IN, "nonsense://password", "no such address"), ("raise ImportError", "json://password", INSTALL)],
+)
+def test_an_address_that_cannot_be_used_says_what_to_do(stand_in, tmp_path, package, address, says):
     """The message holds what to type, and not the address."""
-    monkeypatch.setitem(sys.modules, "apprise", None)
-    with pytest.raises(UnusableError, match=r"pip install .* -r locks/mirror\.lock") as raised:
-        open_line(URL)
+    (tmp_path / "apprise.py").write_text(package)
+    with pytest.raises(UnusableError) as raised:
+        open_line(Secret(address))
+    assert says in str(raised.value)
     assert "password" not in str(raised.value)
 
 
@@ -203,6 +278,8 @@ class Post:
         self.answer = lambda _service: True
 
     def open(self, url):
+        if "wrong" in url.reveal():
+            raise UnusableError("It is wrong.")
         sent = self.sent.setdefault(url.reveal(), [])
 
         def line(text):
@@ -213,14 +290,17 @@ class Post:
 
 
 def test_a_red_fact_goes_to_telegram_and_to_every_mirror(tmp_path):
-    """One service is dead and one hangs: Telegram and the third have it at once; a new bot tries the dead one again, marked."""
-    good, dead, hung = (Secret(f"json://{name}") for name in ("good", "dead", "hung"))
+    """One service is dead and one hangs: Telegram and the third have it at once; a new bot tries the dead one again, marked.
+
+    The owner is told of one that cannot be used, once over both bots.
+    """
+    good, dead, hung, wrong = (Secret(f"json://{name}") for name in ("good", "dead", "hung", "wrong"))
     post, hanging = Post(), threading.Event()
     post.answer = lambda name: name == good.reveal() or (name == hung.reveal() and hanging.wait(20.0))
     workspace = mid_run(ExampleRun(tmp_path / "run"))
     with FakeApi() as api:
         settings = Telegram(
-            token=Secret(api.token), owner_id=OWNER_ID, chat_id=OWNER_ID, base_url=api.url, mirror=(dead, hung, good)
+            token=Secret(api.token), owner_id=OWNER_ID, chat_id=OWNER_ID, base_url=api.url, mirror=(dead, hung, good, wrong)
         )
         bot = Bot(workspace, settings, FAST, World(line=post.open))
         bot.start()
@@ -245,6 +325,7 @@ def test_a_red_fact_goes_to_telegram_and_to_every_mirror(tmp_path):
             bot.stop()
     assert len(post.sent[good.reveal()]) == 1, "it had arrived"
     assert sum("🔴" in message.text for message in api.sent) == 1
+    assert [(message.silent, "It is wrong." in message.text) for message in api.sent if "🟠" in message.text] == [(True, True)]
 
 
 @contextmanager
@@ -273,11 +354,10 @@ def service(code=200):
         server.server_close()
 
 
-@pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")  # one of Apprise's plug-ins, on Python 3.11
-def test_the_real_apprise_delivers_the_text_as_it_is(caplog):
-    """Through real HTTP: one POST, the text unchanged; a refusal is a no; nothing of the address is logged at DEBUG."""
-    pytest.importorskip("apprise", reason=f"optional: {mirror.INSTALL}")
-    caplog.set_level("DEBUG")
+def test_the_real_apprise_delivers_the_text_as_it_is(capfd):
+    """Through real HTTP: one POST, the text unchanged; a refusal is a no; nothing of the address is printed."""
+    if find_spec("apprise") is None:
+        pytest.skip(f"Apprise is optional: {INSTALL}")
     with service() as (url, came):
         assert open_line(url)("🔴 Marian failed\nloss<0.5 & *more*") is True
         assert [(body["title"], body["message"]) for body in came] == [("Vigil", "🔴 Marian failed\nloss<0.5 & *more*")]
@@ -286,5 +366,6 @@ def test_the_real_apprise_delivers_the_text_as_it_is(caplog):
         assert len(came) == 1
     with pytest.raises(UnusableError, match="no such address"):
         open_line(Secret("nothing-of-the-kind://secret"))
-    assert "password" not in caplog.text
-    assert "secret" not in caplog.text
+    printed = "".join(capfd.readouterr())
+    assert "password" not in printed
+    assert "secret" not in printed

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from daemon import page
+from daemon import accounts, energy, page
 from state.snapshot import Fact
 from state.workspace import Workspace
 
@@ -101,7 +101,9 @@ def test_what_is_not_there_is_called_not_measured(example: Any) -> None:
         "Translation: not measured yet.",
         "Not measured yet.",
         "No loss was told yet.",
-        "Nothing so far.",
+        "Nothing happened yet.",
+        "No forecast was made yet.",
+        "Nothing has run yet.",
         "Nothing yet.",
     ):
         assert wanted in text, wanted
@@ -129,7 +131,7 @@ def test_words_from_outside_cannot_become_markup(example: Any) -> None:
     html, markdown, found = checked(example.save())
     assert "<script>" not in html
     assert evil in "".join(found.text)
-    assert "\\|`x`" in markdown
+    assert "<script>" not in markdown
 
 
 def test_the_disclaimer_stands_only_where_it_is_true(finished_workspace: Workspace) -> None:
@@ -166,3 +168,28 @@ def test_a_higher_error_rate_is_shown_as_such(share: float, example: Any) -> Non
 def test_points_that_round_to_nothing_have_no_sign(value: float, text: str) -> None:
     """No change must not look like one."""
     assert page.points(value) == text
+
+
+def test_where_hours_and_energy_went(finished_workspace: Workspace) -> None:
+    """Each stage's hours, kilowatt-hours and money stand in one line; what was not measured is said."""
+    from msgspec.structs import replace
+
+    from daemon import view
+
+    seen = view.read(finished_workspace)
+    counted = accounts.read(finished_workspace, seen, NOW)
+    assert page.account_table(seen, counted, [])[-1] == ["all stages", "6 min", "13 s", "2.0 h", "3 min", "2.2 h"]
+    spent = [
+        energy.Energy("train_marian", 1.5, 0.25, 0.35),
+        energy.Energy(energy.IDLE, 0.25, None, 0.05),
+    ]
+    head, *rows = page.account_table(seen, counted, spent)
+    assert head == ["", "useful", "repeated", "lost", "queued", "together", "kWh", "USD"]
+    assert next(row for row in rows if row[0] == "MarianMT training")[-2:] == ["1.750", "0.35"]
+    assert next(row for row in rows if row[0] == "Sermon download")[-2:] == ["-", "-"]
+    assert rows[-1][-2:] == ["2.000", "0.40"]
+    assert page.energy_note(spent, replace(seen.run.pipeline, price_per_kwh=0.2)) == (
+        "Energy is that of the GPU and the processor, 0.250 kWh of them while no stage ran; the rest of the machine is not "
+        "measured. At 0.2 USD a kilowatt-hour."
+    )
+    assert page.energy_note([], seen.run.pipeline).startswith("Energy: not measured;")

@@ -1,5 +1,6 @@
 """`vigil pair`, against the strict Bot API server: the owner is the one who brings the code, and the token stays secret."""
 
+import dataclasses
 import re
 import stat
 import threading
@@ -8,12 +9,15 @@ import time
 import pytest
 
 from daemon import pairing, telegram_settings
+from daemon.bot import Bot
 from daemon.dialogue import Asked
 from daemon.pairing import PairingError, judge
-from daemon.telegram_settings import Secret
+from daemon.telegram_settings import Secret, Telegram
 from state.workspace import Workspace
+from tests.conftest import ExampleRun, mid_run
+from tests.process.bot_program import FAST
 from tests.telegram.fake_api import OWNER_ID, FakeApi
-from tests.telegram.wire import BAD_GATEWAY, UNAUTHORIZED
+from tests.telegram.wire import BAD_GATEWAY, CONFLICT, UNAUTHORIZED
 
 CODE = "s3cret-code"
 
@@ -27,13 +31,14 @@ def api():
 class Pairing:
     """`vigil pair` in a thread of its own."""
 
-    def __init__(self, api, folder, **options):
+    def __init__(self, api, folder, mirror="", **options):
         self.folder = folder
         self.said, self.error, self.code = [], None, None
         self.environ = {"XDG_CONFIG_HOME": str(folder)}
         (folder / "vigil").mkdir(parents=True, exist_ok=True)
         (folder / "vigil" / "telegram.toml").write_text(
-            f'owner_id = 1  # an older one\nquiet_hours = "21:00-08:00"\nbase_url = "{api.url}"\n[rings]\n"stage.failed" = "loud"\n'
+            f'{mirror}owner_id = 1  # an older one\nquiet_hours = "21:00-08:00"\nbase_url = "{api.url}"\n'
+            '[rings]\n"stage.failed" = "loud"\n'
         )
         self.options = {"token_file": None, "ask": lambda _prompt: api.token} | options
         self.thread = threading.Thread(target=self.run)
@@ -132,6 +137,35 @@ def test_a_bad_network_is_waited_for(api, tmp_path):
     assert pair.ended().error is None
 
 
+def test_a_vigil_at_work_with_the_same_bot_steps_aside(api, tmp_path):
+    """Telegram lets one of the two poll: the daemon leaves the line to the pairing for a while, and has it again afterwards."""
+    settings = Telegram(token=Secret(api.token), owner_id=OWNER_ID, chat_id=OWNER_ID, base_url=api.url)
+    bot = Bot(mid_run(ExampleRun(tmp_path / "run")), settings, dataclasses.replace(FAST, longest_retry_s=1.0))
+    bot.start()
+    try:
+        api.wait_for(lambda: api.called("getUpdates", outcome=""))
+        pair = Pairing(api, tmp_path)
+        _name, code = pair.link(api)
+        api.wait_for(lambda: any("it steps aside" in text for text in pair.said))  # the daemon has polled in between
+        while pair.thread.is_alive():  # the daemon may have the line at that instant: pressed again, as was said
+            api.owner.says(f"/start {code}")
+            pair.thread.join(timeout=2)
+        assert pair.error is None
+        assert [text for text in pair.said if "steps aside" in text] == [pairing.SHARED], "said once"
+        api.owner.says("/ping")
+        api.wait_for(lambda: any("Here" in message.text for message in api.sent))
+    finally:
+        bot.stop()
+
+
+def test_a_program_that_keeps_the_line_is_told_of(api, tmp_path, monkeypatch):
+    """It never gives way: the pairing ends long before its link does, and says in one sentence what to do."""
+    monkeypatch.setattr(pairing, "TURN_S", 0.01)
+    api.fail("getUpdates", CONFLICT, times=None)
+    error = Pairing(api, tmp_path).ended().error
+    assert "`vigil stop`" in str(error)
+
+
 def test_what_is_typed_wrong_is_not_repeated(api, tmp_path):
     """It may be another secret."""
     error = Pairing(api, tmp_path, ask=lambda _prompt: "hunter2").ended().error
@@ -145,6 +179,18 @@ def test_the_token_may_come_from_a_file(api, tmp_path):
     pair = Pairing(api, tmp_path, token_file=tmp_path / "t")
     api.owner.says(f"/start {pair.link(api)[1]}")
     assert pair.ended().error is None
+
+
+def test_a_mirror_that_cannot_be_used_is_told_of(api, tmp_path, monkeypatch):
+    """Addresses that stood in telegram.toml before are looked at; what is said holds none of them."""
+    (tmp_path / "apprise.py").write_text("class Apprise:\n    def add(self, url):\n        return 'good' in url\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    pair = Pairing(api, tmp_path, mirror='mirror = ["json://good", "jason://password"]\n')
+    api.owner.says(f"/start {pair.link(api)[1]}")
+    assert pair.ended().error is None
+    assert [text for text in pair.said if "Its mirror" in text] == [
+        "\nIts mirror 2 is of no use: Apprise knows no such address. Mend `mirror` in telegram.toml and start the run again."
+    ]
 
 
 def test_pairing_again_leaves_the_settings_to_their_owner(tmp_path):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import struct
 import xml.etree.ElementTree as ElementTree
 from typing import Any
 
-from daemon import plots, view
+from daemon import plots, scores, view, words
 from state.contract import Metric
 from state.workspace import Workspace
 
@@ -83,3 +85,20 @@ def test_two_plots_on_a_page_share_no_id(mid_workspace: Workspace) -> None:
     ]
     assert ids[0]
     assert not ids[0] & ids[1]
+
+
+def test_the_scores_are_a_picture_for_a_phone(finished_workspace: Workspace) -> None:
+    """A PNG 1,040 pixels wide, higher for more models; also while only the baseline was measured."""
+    rows = scores.overall(scores.read(finished_workspace.eval_results))
+    assert {row.verdict for row in rows} == {"better", "worse", "not clear", ""}
+    alone = [dataclasses.replace(row, after=words.NOT_MEASURED, verdict="") for row in rows if row.model == "MarianMT"]
+    (wide, high), (narrow, low) = (size_of(plots.score_picture(some)) for some in (rows, alone))
+    assert wide == narrow == 1040
+    assert 2000 > high > low > 400
+
+
+def size_of(png: bytes) -> tuple[int, int]:
+    """Width and height of a PNG in pixels."""
+    assert png.startswith(b"\x89PNG\r\n\x1a\n")
+    width, height = struct.unpack(">II", png[16:24])
+    return width, height

@@ -389,3 +389,15 @@ def test_whatever_happens_the_run_stays_lawful(moves):
         assert all(a.status == b.status for a, b in zip(before.stages, run.stages, strict=True) if a.settled)
         assert all(s.attempts[-1].outcome is Outcome.SUCCEEDED for s in run.stages if s.state is Status.SUCCEEDED)
         assert all(isinstance(s.status, Skipped) is (s.state is Status.SKIPPED) for s in run.stages)
+
+
+def test_a_stage_that_stopped_in_good_order_is_told_with_the_reason():
+    """Why it waits, and not the sentence that every stage leaves with; how it ended where it had to be killed."""
+    run, _ = step(make_run(config("a")), Seen(), at(0))
+    paused, _ = step(run, Seen(commands=(command(CommandKind.PAUSE),)), at(1))
+    for sight, end in ((dead(paused, "a", 83), ""), (Sight("a", 1, alive=False, code=-9), "; ended by SIGKILL")):
+        _, effects = step(paused, Seen(sights=(sight,)), at(2))
+        (fact,) = told(effects, "stage.backed_off")
+        assert fact.text == f"a is saved and waits: paused by the owner (cli){end}"
+    _, effects = step(run, Seen(sights=(dead(run, "a", 83),)), at(1))
+    assert told(effects, "stage.backed_off")[0].text == "a is saved and waits: it was stopped, and not by Vigil"

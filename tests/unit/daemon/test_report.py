@@ -10,6 +10,7 @@ import pytest
 
 from daemon import report, view, words
 from state.contract import Outcome, Output, Result
+from state.forecast import Forecast
 from state.machine import Status
 from state.snapshot import Fact, Intent, Running, RunState, StageState, Succeeded
 from state.workspace import Workspace
@@ -60,7 +61,8 @@ def test_the_status_object_keeps_its_shape(which: str, request: pytest.FixtureRe
     """Exactly these names, in this order, of these types, at any point of a run: scripts rely on it."""
     seen = view.read(request.getfixturevalue(which))
     found = msgspec.json.decode(msgspec.json.encode(report.status_object(seen, HOST, 1_770_923_000.0)))
-    assert list(found) == ["run", "stages", "host"]
+    assert list(found) == ["run", "stages", "host", "forecast"]
+    assert found["forecast"] is None
     for name, value, kinds in [
         ("run", found["run"], SHAPE["run"]),
         *(("stage", stage, SHAPE["stage"]) for stage in found["stages"]),
@@ -71,6 +73,16 @@ def test_the_status_object_keeps_its_shape(which: str, request: pytest.FixtureRe
     assert [stage["name"] for stage in found["stages"]] == [stage.name for stage in seen.run.pipeline.stages]
     assert {stage["status"] for stage in found["stages"]} <= {str(status) for status in Status}
     assert all(stage["progress"] is None or 0 <= stage["progress"] <= 1 for stage in found["stages"])
+
+
+def test_the_status_object_tells_the_forecast(mid_workspace: Workspace) -> None:
+    """Instants in UTC, and whether the deadline holds."""
+    plan = Forecast(at=1_770_923_000.0, p50_at=1_770_926_600.0, p80_at=1_770_930_200.0, deadline_at=1_770_930_000.0)
+    found = report.status_object(view.read(mid_workspace), HOST, 1_770_923_000.0, plan)["forecast"]
+    assert found == {
+        "at": "2026-02-12T19:03:20Z", "p50_at": "2026-02-12T20:03:20Z", "p80_at": "2026-02-12T21:03:20Z",
+        "deadline_at": "2026-02-12T21:00:00Z", "fits": False,
+    }  # fmt: skip
 
 
 def test_the_status_object_tells_what_the_files_say(mid_workspace: Workspace) -> None:
@@ -270,3 +282,17 @@ def test_every_known_output_fits_its_line() -> None:
     outputs = tuple(Output(path=path, size_bytes=999_000_000, sha256="") for path in report.OUTPUTS)
     rows = report.output_rows({"s": Result(stage="s", attempt=1, at=0, outputs=outputs)})
     assert max(len(line) for line in words.table([row[:3] for row in rows], right=(1,))) <= 78
+
+
+def test_status_tells_whether_the_deadline_holds(mid_workspace: Workspace) -> None:
+    """One line under the head, and the choice; within 80 columns; nothing without a deadline."""
+    seen, at = view.read(mid_workspace), 1_770_919_200.0
+    due = at + 4 * 86_400
+    fits = Forecast(at=at, p50_at=due - 9 * 3600, p80_at=due - 3 * 3600, deadline_at=due)
+    late = msgspec.structs.replace(fits, p50_at=due + 60, p80_at=due + 3 * 3600, choice="Without the 12B it fits.")
+    shown = [report.status_lines(seen, {}, at, zone=UTC, forecast=one) for one in (fits, late)]
+    assert shown[0][2] == "Deadline Mon 18:00: fits (80 %: Mon 15:00)"
+    assert shown[1][2:4] == ["Deadline Mon 18:00: late by 3 h (80 %: Mon 21:00)", "Without the 12B it fits."]
+    assert all(len(line) <= 80 for lines in shown for line in lines)
+    without = msgspec.structs.replace(fits, deadline_at=None)
+    assert report.status_lines(seen, {}, at, zone=UTC, forecast=without) == report.status_lines(seen, {}, at, zone=UTC)

@@ -161,3 +161,10 @@ def test_tail_lines(tmp_path: Path) -> None:
     log.write_bytes(b"one\ntwo\xff\nthree")
     assert view.tail_lines(log, 2) == ["two\ufffd", "three"]
     assert view.tail_lines(tmp_path / "none", 5) == []
+
+
+def test_a_line_that_rewrites_itself_is_one_line(tmp_path: Path) -> None:
+    """A progress bar, which begins or ends each state with a carriage return, counts as its last state."""
+    log = tmp_path / "output.log"
+    log.write_bytes(b"begun\n\rload 0 %\rload 50 %\rload 100 %\nsteps 1\rsteps 2\r\nwindows\r\n\nbusy\rstill busy")
+    assert view.tail_lines(log, 9) == ["begun", "load 100 %", "steps 2", "windows", "", "still busy"]

@@ -114,3 +114,14 @@ def test_cut_keeps_all_in_order(micro_batch: int) -> None:
     parts = cut(tuple(range(8)), micro_batch)
     assert [index for part in parts for index in part] == list(range(8))
     assert max(map(len, parts)) <= micro_batch
+
+
+@given(st.integers(1, 90), st.integers(1, 9), st.integers(1, 4), st.floats(0.0, 1.0))
+def test_a_share_is_the_beginning_of_the_whole(count: int, effective_batch: int, epochs: int, share: float) -> None:
+    """The same batches in the same order, so many of them, at least one; `examples` counts what they hold."""
+    sizes = np.array([(number % 7, 0) for number in range(count)])
+    whole, part = DataOrder(sizes, effective_batch, epochs, 1), DataOrder(sizes, effective_batch, epochs, 1, share)
+    assert part.steps == max(1, round(share * whole.steps))
+    assert [part.batch(step) for step in range(part.steps)] == [whole.batch(step) for step in range(part.steps)]
+    assert part.examples == sum(len(part.batch(step)) for step in range(part.steps))
+    assert whole.examples == count * epochs

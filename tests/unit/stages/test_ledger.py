@@ -109,3 +109,14 @@ def test_empty_mark_is_the_beginning(tmp_path: Path) -> None:
     ledger = Ledger(path, Mark())
     assert list(ledger.entries()) == []
     ledger.close()
+
+
+def test_a_part_of_an_epoch_is_proved(tmp_path: Path) -> None:
+    """Where the last epoch is not whole each example stands once more or not; twice more is a fault."""
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    for step in range(4):
+        ledger.append(Entry(step + 1, ORDER.batch(step)))
+    proof = prove(ledger.entries(), ORDER.batch, 4, 4 / ORDER.per_epoch)
+    ledger.close()
+    assert (proof.exact, proof.used) == (True, sum(len(ORDER.batch(step)) for step in range(4)))
+    assert not prove(iter([Entry(1, (0,)), Entry(2, (1, 1, 1))]), lambda step: [(0,), (1, 1, 1)][step], 2, 1.5).exact

@@ -26,6 +26,7 @@ from state.contract import (
     MisconfiguredError,
     Note,
     OutOfMemoryError,
+    Progress,
     StopRequested,
 )
 from state.settings import Training
@@ -161,6 +162,39 @@ def test_changed_data_are_refused(tmp_path: Path, change: dict[str, Any]) -> Non
     values = {name: value for name, value in change.items() if name != "settings"}
     with pytest.raises(MisconfiguredError, match=r"belongs to another training: .* was .* and is"):
         train(context(tmp_path, attempt=2), settings, changed(recipe(), **values))
+
+
+@pytest.mark.parametrize(("share", "steps", "examples"), [(0.4, 10, 76), (0.5, 12, 90), (0.001, 1, 8)])
+def test_a_share_of_the_work(tmp_path: Path, share: float, steps: int, examples: int) -> None:
+    """So much of all steps, whole effective batches, with a schedule that is made for them; the ledger proves exactly those."""
+    ctx, plan = context(tmp_path, work_share=share), recipe()
+    trained = train(ctx, SETTINGS, plan)
+    told = [event for event in events(ctx) if isinstance(event, Progress) and event.steps]
+    rates = [
+        event.values["learning_rate"] for event in events(ctx) if isinstance(event, Metric) and "learning_rate" in event.values
+    ]
+    assert (trained.steps, trained.metrics["ledger_exact"], trained.metrics["work_share"]) == (steps, 1.0, share)
+    assert trained.examples_seen == pytest.approx(examples, abs=8)
+    assert (told[-1].done, told[-1].total, told[-1].steps) == (trained.examples_seen, trained.examples_seen, steps)
+    assert rates[-1] == pytest.approx(SETTINGS.learning_rate / max(1, steps - 1))  # it has come down to its last step
+    lines = (ctx.scratch() / "ledger.jsonl").read_bytes().splitlines()
+    assert sum(len(msgspec.json.decode(line)["examples"]) for line in lines) == trained.examples_seen
+    epochs = f"{steps // 8} or {steps // 8 + 1}"
+    assert f"The ledger proves 60 examples used each {epochs} times, {trained.examples_seen} in all" in notes(ctx)
+
+
+def test_a_share_is_settled_when_it_begins(tmp_path: Path) -> None:
+    """A resumed attempt cannot change it: neither less nor all of the work goes on from there. The same share does, to the bit."""
+    first, plan = context(tmp_path / "cut", work_share=0.5), recipe()
+    with pytest.raises(StopRequested):
+        train(first, SETTINGS, changed(plan, token_loss=Stopping(first, 6)))
+    for other in (0.4, 1.0):
+        with pytest.raises(MisconfiguredError, match=r"work_share was 0\.5"):
+            train(context(tmp_path / "cut", 2, work_share=other), SETTINGS, recipe())
+    again, whole = recipe(), recipe()
+    train(context(tmp_path / "cut", 3, work_share=0.5), SETTINGS, again)
+    train(context(tmp_path / "whole", work_share=0.5), SETTINGS, whole)
+    assert torch.equal(weights(again.model), weights(whole.model))
 
 
 def test_no_examples(tmp_path: Path) -> None:

@@ -1,0 +1,81 @@
+"""The page of a rehearsal in a real browser: shown whole, on a desk and on a phone, asking nobody for anything."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon import rehearse_page
+from state.workspace import Workspace
+from tests.unit.daemon.test_rehearse_result import Outcome, ready, rehearsed
+
+CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+PROBE = """
+<script>
+const box = (e) => e.getBoundingClientRect();
+document.body.dataset.probe = JSON.stringify({
+  inner: innerWidth, scroll: document.documentElement.scrollWidth, dark: matchMedia('(prefers-color-scheme: dark)').matches,
+  wide: [...document.querySelectorAll('main *')].filter((e) => box(e).right > innerWidth + 1).map((e) => e.tagName),
+  sections: [...document.querySelectorAll('section')].map((e) => [e.id, Math.round(box(e).height)]),
+  paper: getComputedStyle(document.body).backgroundColor, asked: performance.getEntriesByType('resource').map((e) => e.name),
+});
+</script>
+"""
+REASON = "one example alone does not fit beside <google>/translategemma-12b-it on NVIDIA RTX 5080: CUDA out of memory"
+
+
+def written(folder: Path) -> Path:
+    """A page with a failed bonus and a stage that needs it."""
+    bad = {"train_gemma_12b": (Outcome.OUT_OF_MEMORY, REASON), "evaluate_12b": (Outcome.MISCONFIGURED, "x")}
+    return rehearse_page.write(Workspace(folder), ready(rehearsed(bad)))
+
+
+def browse(page: Path, folder: Path, width: int, *more: str) -> dict[str, Any]:
+    """What a browser of `width` pixels makes of the page."""
+    probed = folder / f"probed-{width}.html"
+    probed.write_text(page.read_text().replace("</body>", PROBE + "</body>"))
+    command = [
+        str(CHROMIUM),
+        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
+        *("--disable-sync", "--no-first-run", f"--user-data-dir={folder / f'profile-{width}'}", f"--window-size={width},900"),
+        *(*more, "--dump-dom", probed.as_uri()),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    found = re.search(r'data-probe="([^"]*)"', done.stdout)
+    assert found, done.stderr[-2000:]
+    answer: dict[str, Any] = json.loads(html.unescape(found[1]))
+    return answer
+
+
+def test_the_page_says_it_all(tmp_path: Path) -> None:
+    """Verdict, every stage, the reason as text and not as markup, and the commands; nothing is fetched from elsewhere."""
+    page = written(tmp_path).read_text()
+    assert "Ready to leave, with 1 warning." in page
+    assert "&lt;google&gt;/translategemma-12b-it" in page
+    assert "needs train_gemma_12b" in page
+    assert "./vigil rehearse p.toml --workspace w --stage train_gemma_12b" in page
+    assert page.count("rehearsed in 1 min") == 9
+    assert set(re.findall(r"(?:src|href)=(\S+?)>", page)) == {'"data:,"'}
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_the_page_is_shown_whole(tmp_path: Path) -> None:
+    """On a desk and on a phone, light and dark: nothing hangs over the edge, every section has a size."""
+    page = written(tmp_path)
+    desk = browse(page, tmp_path, 1200, "--blink-settings=preferredColorScheme=1")
+    phone = browse(page, tmp_path, 500, "--blink-settings=preferredColorScheme=0")
+    assert (desk["dark"], phone["dark"]) == (False, True)
+    assert desk["paper"] != phone["paper"]
+    for seen in (desk, phone):
+        assert seen["scroll"] <= seen["inner"]
+        assert seen["wide"] == []
+        assert [name for name, _height in seen["sections"]] == ["advice", "stages", "plan"]
+        assert all(height > 60 for _name, height in seen["sections"])
+        assert seen["asked"] == []

@@ -1,0 +1,1 @@
+"""A Windows that answers, and remembers what it was asked."""
