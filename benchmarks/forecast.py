@@ -17,8 +17,8 @@ from msgspec.structs import replace
 
 from benchmarks.goodput import ROOT
 from daemon import config
-from daemon.expectation import Known
-from daemon.forecast import foresee
+from daemon.planning.expectation import Known
+from daemon.planning.forecast import foresee
 from state.snapshot import RunState, StageState
 from tests.unit.daemon.plan_world import HOUR_S, T0, World
 

@@ -32,8 +32,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from daemon.drill_plan import PIPELINE, STAGE
-from daemon.drill_scene import POLL_S, Scene, surrounded
+from daemon.before_leaving.drill_plan import PIPELINE, STAGE
+from daemon.before_leaving.drill_scene import POLL_S, Scene, surrounded
 from state.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parent.parent

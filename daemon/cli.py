@@ -75,15 +75,15 @@ def run(args: argparse.Namespace) -> int:
 
 def demo(args: argparse.Namespace) -> int:
     """Show the whole pipeline with tiny models, in minutes."""
-    from daemon.demo import demo as show
+    from daemon.before_leaving.demo import demo as show
 
     return show(_workspace(args, DEMO_WORKSPACE), fresh=args.fresh, overrides=args.set, with_telegram=args.telegram)
 
 
 def drill(args: argparse.Namespace) -> int:
     """Break a small run in every way that Vigil promises to survive."""
-    from daemon.drill import drill as break_things
-    from daemon.drill_plan import plan
+    from daemon.before_leaving.drill import drill as break_things
+    from daemon.before_leaving.drill_plan import plan
 
     for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal too: the drill's daemons must not outlive it
         signal.signal(number, _leave_quietly)
@@ -97,7 +97,7 @@ def rehearse(args: argparse.Namespace) -> int:
     import shlex
 
     from daemon import config
-    from daemon.rehearse import rehearse as try_out
+    from daemon.before_leaving.rehearse import rehearse as try_out
 
     path = Path(args.pipeline).resolve()
     pipeline = config.load(path, args.set)
@@ -191,7 +191,7 @@ def stop(args: argparse.Namespace) -> int:
 
 def report(args: argparse.Namespace) -> int:
     """Write report/index.html and report/report.md."""
-    from daemon import page
+    from daemon.results import page
 
     if args.quiet:  # the daemon asks, beside a training
         os.nice(10)
@@ -220,8 +220,9 @@ def accounts(args: argparse.Namespace) -> int:
 
 def bundle(args: argparse.Namespace) -> int:
     """Gather what the run has brought into one folder that can be verified, and bring it to another machine."""
-    from daemon import bundle, view
-    from daemon.carrier import Carrier
+    from daemon import view
+    from daemon.results import bundle
+    from daemon.results.carrier import Carrier
 
     workspace = _workspace(args)
     carrier = Carrier.to(args.to, args.ssh) if args.to else None
@@ -243,7 +244,8 @@ def bundle(args: argparse.Namespace) -> int:
 
 def plot(args: argparse.Namespace) -> int:
     """Draw the loss of a stage, or the scores."""
-    from daemon import plots, scores, view
+    from daemon import scores, view
+    from daemon.results import plots
 
     workspace = _workspace(args)
     if args.scores:
@@ -264,7 +266,7 @@ def plot(args: argparse.Namespace) -> int:
 
 def pair(args: argparse.Namespace) -> int:
     """Set up the Telegram bot."""
-    from daemon.pairing import pair as introduce
+    from daemon.phone.pairing import pair as introduce
 
     workspace = None if args.workspace is None else Workspace.at(args.workspace)
     return introduce(workspace, None if args.token_file is None else Path(args.token_file))
@@ -272,7 +274,7 @@ def pair(args: argparse.Namespace) -> int:
 
 def preflight(args: argparse.Namespace) -> int:
     """Look whether everything is there for a week away."""
-    from daemon.preflight import preflight as look
+    from daemon.before_leaving.preflight import preflight as look
 
     path = Path(args.pipeline) if args.pipeline else None
     return look(_workspace(args), path, args.set, quick=args.quick, as_json=args.json, columns=_columns())
@@ -281,8 +283,8 @@ def preflight(args: argparse.Namespace) -> int:
 def fetch(args: argparse.Namespace) -> int:
     """Bring every model that the pipeline names into the cache."""
     from daemon import config
-    from daemon.fetch import fetch as bring
-    from daemon.preflight import overrides_with_unset
+    from daemon.before_leaving.fetch import fetch as bring
+    from daemon.before_leaving.preflight import overrides_with_unset
 
     path = Path(args.pipeline)
     return bring(_workspace(args), config.load(path, overrides_with_unset(path, args.set)), as_json=args.json)
@@ -400,7 +402,7 @@ def _show_progress(done: int, total: int, message: str) -> None:
 
 def _show_bytes(done_bytes: int, total_bytes: int, what: str) -> None:
     """One line that rewrites itself, on a terminal only; gone when all is done."""
-    from daemon.bundle import progress_line
+    from daemon.results.bundle import progress_line
 
     if sys.stderr.isatty():
         shown = progress_line(done_bytes, total_bytes, what, _columns()) if done_bytes < total_bytes else ""

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from daemon import deadline
+from daemon.planning import deadline
 from state.pipeline import Pipeline, StageConfig
 from state.settings import MODULES
 

@@ -16,9 +16,9 @@ from daemon.consequences import hung_before, settle
 from daemon.effects import Ask, Effect, Heard, Launch, Seen, Stop, Work
 from daemon.ending import Sight, classify
 from daemon.orders import obey
-from daemon.plan import admit, mind_the_plan
+from daemon.planning.plan import admit, mind_the_plan
+from daemon.planning.turns import cleared, keeps_resource, next_in_line
 from daemon.space import mind_the_disk
-from daemon.turns import cleared, keeps_resource, next_in_line
 from daemon.words import duration
 from state.contract import Divergence, MemoryFit, Note, Outcome, Spec, fit_key
 from state.machine import Status, Trigger

@@ -15,16 +15,17 @@ from types import FrameType
 import structlog
 from msgspec.structs import replace
 
-from daemon import clock, deadline, energy, host, locks, policy, pulse, report
+from daemon import clock, energy, host, locks, policy, pulse, report
 from daemon.config import ConfigError
 from daemon.effects import Effect, Heard, Launch, Leave, Reclaim, Reply, Seen, Stop, Tell
 from daemon.ending import Sight
-from daemon.foresight import Foresight
 from daemon.inbox import Inbox
 from daemon.launcher import Launcher
 from daemon.notify import Notifier
+from daemon.planning import deadline
+from daemon.planning.foresight import Foresight
 from daemon.reclaim import reclaim
-from daemon.rendering import Rendering
+from daemon.results.rendering import Rendering
 from state.contract import ExitCode
 from state.pipeline import Pipeline
 from state.snapshot import Fact, Running, RunState, StageState
@@ -84,7 +85,7 @@ def watch_over(
 @contextmanager
 def _told(workspace: Workspace) -> Iterator[None]:
     """Have the bot follow the run; what it could not send in the end waits for its next start."""
-    from daemon.bot import attend  # late: a run without a bot does not pay for it
+    from daemon.phone.bot import attend  # late: a run without a bot does not pay for it
 
     bot = attend(workspace)
     try:

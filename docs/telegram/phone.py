@@ -3,7 +3,7 @@
     .venv/bin/python docs/telegram/phone.py
 
 Needs Chromium and a font with emoji (on Debian and Ubuntu: chromium, fonts-noto-color-emoji).
-The words come from `daemon.answers`, `questions` and `messages`, to the letter; nothing here is written by hand but the order.
+The words come from `daemon.phone.answers`, `questions` and `messages`, to the letter; nothing here is written by hand but the order.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ import numpy as np
 from msgspec.structs import replace
 from PIL import Image
 
-from daemon import answers, messages, plots, questions, scores, view
-from daemon.dialogue import Button, Message
-from daemon.standing import More
+from daemon import scores, view
+from daemon.phone import answers, messages, questions
+from daemon.results import plots
+from daemon.phone.dialogue import Button, Message
+from daemon.phone.standing import More
 from daemon.view import View
 from state.contract import CommandKind
 from state.forecast import Forecast

@@ -18,12 +18,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from daemon import answers, messages, view, words
-from daemon.demo import CLIPS
-from daemon.demo_server import serve
-from daemon.dialogue import Ring
-from daemon.outbox import AGAIN
-from daemon.telegram_settings import RingRule, TelegramFile
+from daemon import view, words
+from daemon.before_leaving.demo import CLIPS
+from daemon.before_leaving.demo_server import serve
+from daemon.phone import answers, messages
+from daemon.phone.dialogue import Ring
+from daemon.phone.outbox import AGAIN
+from daemon.phone.telegram_settings import RingRule, TelegramFile
 from state.contract import CommandKind
 from state.workspace import Workspace
 from tests.acceptance.test_demo import SHORT

@@ -12,8 +12,8 @@ import sys
 import time
 
 from daemon import logs
-from daemon.bot import Bot, Pace
-from daemon.telegram_settings import Secret, Telegram
+from daemon.phone.bot import Bot, Pace
+from daemon.phone.telegram_settings import Secret, Telegram
 from state.workspace import Workspace
 
 FAST = Pace(poll_s=5, look_s=0.05, gap_s=0.0, card_s=3600.0, host_s=60.0, retry_s=0.02, longest_retry_s=0.1)

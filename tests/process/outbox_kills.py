@@ -1,7 +1,7 @@
 """kill -9 between any two lines of the outbox's life: `python -m tests.process.outbox_kills FOLDER [EVERY]`.
 
 Prints a JSON line at the end. One life puts two messages and an edit into the outbox and delivers them to a file that stands for
-Telegram. Each line that it executes in `daemon.outbox`, `state.durable` or here is once the last one; then a second life goes on
+Telegram. Each line that it executes in `outbox`, `state.durable` or here is once the last one; then a second life goes on
 undisturbed.
 """
 
@@ -18,9 +18,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from daemon import outbox
-from daemon.dialogue import Message, Ring
-from daemon.outbox import Deliver, Keeper, Outbox
+from daemon.phone import outbox
+from daemon.phone.dialogue import Message, Ring
+from daemon.phone.outbox import Deliver, Keeper, Outbox
 from state import durable
 
 os.fsync = lambda _handle: None  # a killed process loses no page that it wrote; only a power cut does

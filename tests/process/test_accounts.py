@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.goodput import BEFORE, scene
 from daemon import accounts, energy, locks, view
-from daemon.drill_plan import STAGE
+from daemon.before_leaving.drill_plan import STAGE
 from daemon.inbox import new_command, submit
 from state.contract import CommandKind, Outcome
 from state.machine import Status

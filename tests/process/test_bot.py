@@ -19,14 +19,15 @@ import msgspec
 import pytest
 import structlog
 
-from daemon import hearing, locks, speaking
-from daemon.bot import Bot, World, attend
+from daemon import locks
 from daemon.host import Gpu, read_host
 from daemon.inbox import new_command
-from daemon.looking import COOL_S
-from daemon.outbox import AGAIN
-from daemon.telegram_settings import RingRule, Secret, Telegram
-from daemon.wire import received
+from daemon.phone import hearing, speaking
+from daemon.phone.bot import Bot, World, attend
+from daemon.phone.looking import COOL_S
+from daemon.phone.outbox import AGAIN
+from daemon.phone.telegram_settings import RingRule, Secret, Telegram
+from daemon.phone.wire import received
 from state.contract import Answer, CommandKind, Progress
 from state.machine import Status
 from state.pipeline import Pipeline, StageConfig
@@ -659,7 +660,7 @@ def test_no_tick_is_late(scene):
 
 TALKATIVE = """
 import logging
-from daemon import secrecy
+from daemon.phone import secrecy
 real = secrecy.keep_secret
 def loud(token):
     real(token)
@@ -717,7 +718,8 @@ def test_without_a_token_there_is_no_bot_and_one_line(scene, logged, monkeypatch
 DAEMON = """
 import sys, msgspec
 from pathlib import Path
-from daemon import bot, logs, supervisor
+from daemon import logs, supervisor
+from daemon.phone import bot
 from state.pipeline import Pipeline
 from state.workspace import Workspace
 workspace = Workspace.at(sys.argv[1])

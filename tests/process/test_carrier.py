@@ -18,9 +18,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from daemon import bundle, view
-from daemon.bundle import BundleError, Manifest
-from daemon.carrier import Carrier
+from daemon import view
+from daemon.results import bundle
+from daemon.results.bundle import BundleError, Manifest
+from daemon.results.carrier import Carrier
 from state.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[2]

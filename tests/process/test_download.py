@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from daemon.demo_server import Clip, ClipServer, Faults, serve
+from daemon.before_leaving.demo_server import Clip, ClipServer, Faults, serve
 from stages import download
 from stages.runtime import StageContext
 from state.contract import ExitCode, MisconfiguredError, Spec, StopRequested, TransientError

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from bible_data import sample
-from daemon import fetch
+from daemon.before_leaving import fetch
 from stages import tiny
 from stages.fetch import chosen
 from state.needs import Cache, Model, ModelSeen, Said, Where

@@ -13,16 +13,17 @@ import msgspec
 from state.pipeline import Pipeline, StageConfig
 from state.workspace import Workspace
 from tests.telegram.fake_api import OWNER_ID, FakeApi
-from tests.unit.daemon.test_heartbeat import Service
+from tests.unit.daemon.phone.test_heartbeat import Service
 
 ROOT = Path(__file__).parents[2]
 DAEMON = """
 import os, sys
 from pathlib import Path
 import msgspec
-from daemon import heartbeat, logs, supervisor
-from daemon.bot import Bot
-from daemon.telegram_settings import Secret, Telegram
+from daemon import logs, supervisor
+from daemon.phone import heartbeat
+from daemon.phone.bot import Bot
+from daemon.phone.telegram_settings import Secret, Telegram
 from state.pipeline import Pipeline
 from state.workspace import Workspace
 from tests.process.bot_program import FAST

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from daemon.courier import INSTALL
+from daemon.phone.courier import INSTALL
 from tests.process.test_bot import process, scene, wait_until  # noqa: F401  a fixture among them
-from tests.unit.daemon.test_mirror import service
+from tests.unit.daemon.phone.test_mirror import service
 
 MIRRORED = """
 import functools

@@ -9,9 +9,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from daemon import checks_read, preflight
-from daemon.checks import Finding, Light, NotKnown
-from daemon.telegram_settings import FILE
+from daemon.before_leaving import checks_read, preflight
+from daemon.before_leaving.checks import Finding, Light, NotKnown
+from daemon.phone.telegram_settings import FILE
 from state.workspace import Workspace
 from tests.process.fake_hub import FakeHub
 from tests.telegram.fake_api import OWNER_ID, FakeApi

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from daemon import rehearse_page
+from daemon.before_leaving import rehearse_page
 from state.workspace import Workspace
-from tests.unit.daemon.test_rehearse_result import Outcome, ready, rehearsed
+from tests.unit.daemon.before_leaving.test_rehearse_result import Outcome, ready, rehearsed
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 PROBE = """

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from daemon import page
+from daemon.results import page
 from state.workspace import Workspace
 
 CHROMIUM = next(

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 from safetensors.torch import load_file, save_file
 
-from daemon.demo_server import Clip, serve
+from daemon.before_leaving.demo_server import Clip, serve
 from stages import tiny
 from state.contract import ExitCode, Result, Spec
 from state.durable import tree_digest

@@ -15,7 +15,7 @@ import pytest
 import soundfile
 
 from bible_data.sample import write_sample
-from daemon.demo_server import Clip, Faults, serve
+from daemon.before_leaving.demo_server import Clip, Faults, serve
 from stages import tiny
 from stages.comet_scores import comet_python
 from state.contract import Spec

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from daemon import scores, view
-from daemon.standing import More
+from daemon.phone.standing import More
 from daemon.view import View
 from state.workspace import Workspace
 from tests.conftest import ExampleRun, finished_run, mid_run

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from daemon.standing import More
+from daemon.phone.standing import More
 from daemon.view import StageView, View
 from state.snapshot import Fact
 from tests.conftest import T0

@@ -17,9 +17,9 @@ from daemon import policy
 from daemon.clock import Now
 from daemon.effects import Launch, Seen, Stop
 from daemon.ending import Sight
-from daemon.expectation import Known, Pace
-from daemon.forecast import foresee
-from daemon.turns import cleared
+from daemon.planning.expectation import Known, Pace
+from daemon.planning.forecast import foresee
+from daemon.planning.turns import cleared
 from state.contract import ExitRecord, Progress, Result, Spec
 from state.forecast import Estimate, Forecast, digest_of
 from state.pipeline import Pipeline, Resource, StageConfig

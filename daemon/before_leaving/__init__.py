@@ -1,0 +1,1 @@
+"""What is done at home: the demo, the drill, preflight, fetch, the rehearsal."""

@@ -1,0 +1,1 @@
+"""When it will be over: estimates, the forecast, the deadline."""

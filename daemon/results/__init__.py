@@ -1,0 +1,1 @@
+"""What is there on coming back: the report page, and the bundle."""
