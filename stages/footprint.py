@@ -229,11 +229,12 @@ def training(shape: Shape, settings: Training, place: Place, micro_batch: int, l
         **_cuda(place),
     }
     process = CUDA_PROCESS_BYTES if place.cuda else CPU_PROCESS_BYTES
+    saved = trained * (4 + (2 if settings.paged_optimizer and place.cuda else 8))
     account = Account(
         parts=tuple(Part(name, round(size_bytes)) for name, size_bytes in parts.items() if size_bytes),
         micro_batch=micro_batch,
-        host_bytes=process + _loading(shape, settings, place),
-        checkpoint_bytes=trained * (4 + (2 if settings.paged_optimizer and place.cuda else 8)),
+        host_bytes=process + max(_loading(shape, settings, place), saved),  # a copy of each checkpoint, once the model is loaded
+        checkpoint_bytes=saved,
         output_bytes=4 * trained,
     )
     return account if place.cuda else replace(account, host_bytes=max(account.host_bytes, process + account.total_bytes))
@@ -485,22 +486,26 @@ def announce(ctx: StageContext, config: Mapping[str, Any], settings: Training, l
     return account
 
 
-def measured(ctx: StageContext, account: Account | None) -> dict[str, float]:
-    """The peak that was measured, as metrics beside what was predicted; told in a sentence where it can be compared."""
+def tell_peak(ctx: StageContext, account: Account | None) -> None:
+    """Tell the peak that was measured, as metrics beside what was predicted, and in a sentence where it can be compared.
+
+    No part of the receipt: that is the same whatever attempt delivers it.
+    """
     import resource
 
     import torch
 
     found = {"peak_memory_bytes": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)}
     if account is None:
-        return found
+        ctx.metric(found)
+        return
     predicted, peak, what = account.host_bytes, found["peak_memory_bytes"], "of the machine's memory"
     if torch.cuda.is_available():
         found["peak_gpu_bytes"] = peak = float(torch.cuda.max_memory_reserved())
         predicted, what = account.torch_bytes, "of the GPU"
     found["predicted_bytes"] = float(predicted)
+    ctx.metric(found)
     ctx.note(f"Peak {what} {peak / 1e9:.2f} GB; {predicted / 1e9:.2f} GB were predicted for micro-batch {account.micro_batch}")
-    return found
 
 
 # -- the process

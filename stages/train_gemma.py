@@ -153,9 +153,8 @@ def main(ctx: StageContext) -> Delivery:
     }
     words = f"{quantized} of {layers} linear layers in NF4 with double quantization" if quantized else "not quantized"
     summary = f"{trained.steps} steps on {len(rows)} pairs; {words}; best adapter at step {trained.best_step}"
-    return Delivery(
-        outputs=[target], metrics={**trained.metrics, **scores, **counts, **footprint.measured(ctx, predicted)}, summary=summary
-    )
+    footprint.tell_peak(ctx, predicted)
+    return Delivery(outputs=[target], metrics={**trained.metrics, **scores, **counts}, summary=summary)
 
 
 # -- text to rows

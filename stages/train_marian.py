@@ -93,7 +93,8 @@ def main(ctx: StageContext) -> Delivery:
         else "no dev set, the last weights"
     )
     summary = f"{trained.steps} steps on {len(ready.train)} pairs; {gate}"
-    return Delivery(outputs=[target], metrics={**trained.metrics, **counts, **footprint.measured(ctx, predicted)}, summary=summary)
+    footprint.tell_peak(ctx, predicted)
+    return Delivery(outputs=[target], metrics={**trained.metrics, **counts}, summary=summary)
 
 
 # -- data

@@ -2,8 +2,9 @@
 
 Adapters (Hu et al. 2021, https://arxiv.org/abs/2106.09685) sit on the attention of encoder and decoder. Whole recordings
 are held out: chunks of one sermon share voice, room and words. The word error rate is measured on held-out chunks before
-and after; its references are pseudo-labels too, so it says how well the adapter follows the teacher, not how right it is.
-Delivers the adapter with the best dev loss, the processor beside it, into `fine_tuned_whisper_mi`.
+and after; its references are pseudo-labels too, so it is agreement with the teacher, not truth. General speech held out
+shows what was forgotten. Delivers the adapter with the best dev loss and the processor into `fine_tuned_whisper_mi`, and
+in `merged-ct2` below it the whole model for faster-whisper, if that proves equal (`stages.merged_whisper`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoConfig, WhisperForConditionalGeneration, WhisperProcessor
 
-from stages import footprint
+from stages import footprint, merged_whisper, word_errors
+from stages import replay as general_speech
 from stages.loading import claim_device, loading, resolve_model
 from stages.recordings import NotAudioError, decode
 from stages.runtime import Delivery, StageContext, run
@@ -51,15 +53,13 @@ def main(ctx: StageContext) -> Delivery:
     """Train the adapter, measure it, deliver it."""
     settings = ctx.settings(TrainWhisper)
     source = resolve_model(ctx.workspace, settings.model, "whisper")
-    replay = replay_rows(ctx, settings)
-    sermons, held_out = split_by_source(sermon_rows(ctx, settings), settings.dev_examples, ctx.spec.seed)
+    everything = sermon_rows(ctx, settings)
+    replay = replay_rows(ctx, settings, len(everything))
+    sermons, held_out = split_by_source(everything, settings.dev_examples, ctx.spec.seed)
     if not held_out and settings.dev_examples:
         ctx.note("fewer than two recordings: nothing is held out, so no word error rate is measured", level="warning")
     mixed, held_out_replay = choose_replay(sermons, held_out, replay, settings.replay_share, ctx.spec.seed)
-    if replay and len(mixed) < replay_count(len(sermons), settings.replay_share):
-        ctx.note(
-            f"replay source has {len(replay)} usable clips: fewer than {settings.replay_share:.0%} of the examples", level="warning"
-        )
+    tell_replay(ctx, settings, mixed, held_out_replay, replay_count(len(sermons), settings.replay_share))
     ctx.quiet(LOAD_QUIET_S, f"loading {settings.model}")
     device = claim_device()
     with loading(settings.model):
@@ -71,7 +71,7 @@ def main(ctx: StageContext) -> Delivery:
     model = add_adapter(base, settings)
     lines = [*row_lines(rows), "dev", *row_lines(dev)]
     mark = digest([*lines, settings.model, settings.language])
-    before = word_error_rates(ctx, model, labels, dev, ctx.scratch() / f"heard-before-{mark[:16]}.jsonl", settings)
+    before = hear(ctx, model, labels, dev, ctx.scratch() / f"heard-before-{mark[:16]}.jsonl", settings)
     trained = train(
         ctx,
         settings,
@@ -85,9 +85,10 @@ def main(ctx: StageContext) -> Delivery:
             processing=processor,
         ),
     )
-    after = word_error_rates(
+    after = hear(
         ctx, model, labels, dev, ctx.scratch() / f"heard-after-{mark[:16]}-{trained.steps}-{trained.best_step}.jsonl", settings
     )
+    rates, words = word_error_rates(dev, before, after, ctx.spec.seed)
     ctx.quiet(DECODE_QUIET_S, "writing the adapter")
     folder = ctx.scratch() / "adapter"
     shutil.rmtree(folder, ignore_errors=True)
@@ -95,19 +96,14 @@ def main(ctx: StageContext) -> Delivery:
     model.save_pretrained(str(folder), save_embedding_layers=False)  # "auto" looks the base up on the hub
     (folder / "README.md").unlink()  # an empty form that names a path of this machine
     processor.save_pretrained(str(folder))
+    merged = settings.merge and merge(ctx, source, folder, labels, dev or rows)
     target = ctx.publish(folder, ctx.workspace.fine_tuned_whisper)
-    rates = {f"{name}_before": rate for name, rate in before.items()} | {f"{name}_after": rate for name, rate in after.items()}
     counts = {"sermon_chunks": float(len(sermons)), "replay_clips": float(len(mixed)), "held_out_chunks": float(len(dev))}
-    words = (
-        f"WER against the pseudo-labels of held-out chunks {before['wer']:.1%} -> {after['wer']:.1%}"
-        if "wer" in after
-        else "no held-out WER"
-    )
+    counts["merged"] = float(merged)
     data_words = f"{trained.steps} steps on {len(sermons)} chunks and {len(mixed)} replay clips"
     summary = f"{data_words}; {words}; best adapter at step {trained.best_step}"
-    return Delivery(
-        outputs=[target], metrics={**trained.metrics, **rates, **counts, **footprint.measured(ctx, predicted)}, summary=summary
-    )
+    footprint.tell_peak(ctx, predicted)
+    return Delivery(outputs=[target], metrics={**trained.metrics, **rates, **counts}, summary=summary)
 
 
 # -- data
@@ -126,11 +122,12 @@ def sermon_rows(ctx: StageContext, settings: TrainWhisper) -> list[Row]:
     return sample(rows, settings.max_examples, ctx.spec.seed)
 
 
-def replay_rows(ctx: StageContext, settings: TrainWhisper) -> list[Row]:
-    """The clips of general speech.
+def replay_rows(ctx: StageContext, settings: TrainWhisper, chunks: int) -> list[Row]:
+    """The clips of general speech, enough for `chunks` chunks of sermons.
 
     Raises:
         MisconfiguredError: replay is required and the source is not named, not there, or empty; or the share is all.
+        TransientError: the hub does not answer, and replay is required.
     """
     if settings.replay_share >= 1:
         raise MisconfiguredError(f"replay_share = {settings.replay_share} leaves nothing for the sermons; set it below 1")
@@ -138,17 +135,30 @@ def replay_rows(ctx: StageContext, settings: TrainWhisper) -> list[Row]:
         return []
     fault = f"no replay_source is set for {settings.replay_share:.0%} replay"
     if settings.replay_source is not None:
-        metadata = ctx.resolve(settings.replay_source) / "metadata.jsonl"
-        rows = read_rows(metadata, (metadata.parent,)) if metadata.is_file() else []
+        rows, fault = general_speech.find(ctx, settings.replay_source, replay_count(chunks, settings.replay_share))
         if rows:
             return rows
-        fault = f"{metadata} is missing or names no clip"
     if settings.replay_required:
         raise MisconfiguredError(
-            f"{fault}; give an audiofolder with metadata.jsonl (file_name, text), or set replay_required = false"
+            f"{fault}; give an audiofolder with metadata.jsonl (file_name, text), a Common Voice folder or hub:NAME as "
+            "replay_source, or set replay_required = false"
         )
     ctx.note(f"{fault}: trained without replay, so general speech may be heard worse than before", level="warning")
     return []
+
+
+def tell_replay(ctx: StageContext, settings: TrainWhisper, mixed: Sequence[Row], held_out: Sequence[Row], wanted: int) -> None:
+    """Say what general speech there is before anything is trained."""
+    if not mixed:
+        return
+    accents = len({row.accent for row in mixed if row.accent})
+    balanced = f", {accents} accents in turns" if accents else ""
+    text = f"general speech from {settings.replay_source}: {len(mixed)} clips to train on, {len(held_out)} held out{balanced}"
+    short = len(mixed) < wanted
+    ctx.note(
+        f"{text}; too few: {settings.replay_share:.0%} of the examples would be {wanted}" if short else text,
+        level="warning" if short else "info",
+    )
 
 
 class Labels:
@@ -277,6 +287,16 @@ def add_adapter(model: Any, settings: TrainWhisper) -> PeftModel:
         raise MisconfiguredError(f"model {settings.model}: LoRA finds no attention layers of Whisper in it ({error})") from error
 
 
+def merge(ctx: StageContext, source: str, adapter: Path, labels: Labels, rows: Sequence[Row]) -> bool:
+    """Add the whole model for faster-whisper to the adapter's folder; said where it cannot be."""
+    features = labels.features(rows[: merged_whisper.SAMPLES])
+    prompt = merged_whisper.Prompt(labels.prefix, labels.end)
+    fault = merged_whisper.deliver(ctx, source, adapter, labels.processor, prompt, features)
+    if fault is not None:
+        ctx.note(f"the adapter is delivered alone, without its merged form for faster-whisper: {fault}", level="warning")
+    return fault is None
+
+
 def _float_type(model: nn.Module) -> torch.dtype:
     """The type of the base's weights; the adapter's may be wider."""
     return next(p.dtype for name, p in model.named_parameters() if "conv1" in name)
@@ -285,25 +305,19 @@ def _float_type(model: nn.Module) -> torch.dtype:
 # -- word error rate
 
 
-def word_error_rates(
-    ctx: StageContext, model: PeftModel, labels: Labels, rows: Sequence[Row], kept: Path, settings: TrainWhisper
-) -> dict[str, float]:
-    """Word error rate of the sermon chunks (`wer`) and of the replay clips (`replay_wer`), for those that there are.
-
-    What was heard is kept in `kept` batch by batch: a killed attempt decodes no batch twice.
-    """
-    from jiwer import wer
-    from transformers.models.whisper.english_normalizer import BasicTextNormalizer
-
-    heard = hear(ctx, model, labels, rows, kept, settings)
-    plain = BasicTextNormalizer()
-    rates = {}
-    for name, replayed in (("wer", False), ("replay_wer", True)):
-        pairs = [(plain(row.text), plain(heard[row.id])) for row in rows if row.replay is replayed]
-        pairs = [(said, found) for said, found in pairs if said.strip()]
-        if pairs:
-            rates[name] = float(wer([said for said, _found in pairs], [found for _said, found in pairs]))
-    return rates
+def word_error_rates(rows: Sequence[Row], before: dict[str, str], after: dict[str, str], seed: int) -> tuple[dict[str, float], str]:
+    """Rates of the sermon chunks (`wer`) and of the replay clips (`replay_wer`), for those that there are, and in words."""
+    rates: dict[str, float] = {}
+    words = []
+    for name, replayed, what in (
+        ("wer", False, "WER against held-out pseudo-labels (agreement)"),
+        ("replay_wer", True, "WER on general speech held out (forgetting)"),
+    ):
+        said = {row.id: row.text for row in rows if row.replay is replayed}
+        found = word_errors.rates(name, word_errors.compare(said, before, after), seed) if said else {}
+        rates |= found
+        words += [f"{what} {word_errors.in_words(name, found)}"] if found else []
+    return rates, "; ".join(words) or "no held-out WER"
 
 
 def hear(

@@ -65,7 +65,7 @@ def test_the_page_is_shown_whole(width: int, finished_workspace: Workspace, tmp_
     seen = browse(finished_workspace, tmp_path, width)
     assert seen["scroll"] <= seen["inner"]
     assert seen["wide"] == []
-    assert [name for name, _height in seen["sections"]] == ["timeline", "scores", "losses", "samples", "troubles", "outputs"]
+    assert [name for name, _height in seen["sections"]] == ["scores", "story", "plan", "losses", "samples", "next", "outputs"]
     assert all(height > 60 for _name, height in seen["sections"])
     assert len(seen["plots"]) == 4
     assert all(w > 250 and h > 120 for w, h in seen["plots"])
@@ -88,5 +88,5 @@ def test_a_run_that_has_not_begun_has_a_page(example: Any, tmp_path: Path) -> No
     """Every section is there, empty and said so."""
     page.write(example.save())
     seen = browse(example.workspace, tmp_path, 1200)
-    assert len(seen["sections"]) == 6
+    assert len(seen["sections"]) == 7
     assert (seen["plots"], seen["segments"], seen["wide"]) == ([], 0, [])

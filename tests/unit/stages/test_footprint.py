@@ -17,10 +17,11 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from daemon import checks_plan, config
+from daemon import config
+from daemon.before_leaving import checks_plan
 from stages import footprint, train_gemma, train_marian, train_whisper
 from stages.runtime import StageContext
-from state.contract import Note, Spec
+from state.contract import Event, Spec
 from state.needs import MemoryAsked, Place
 from state.settings import TrainGemma, TrainMarian, TrainWhisper
 from state.workspace import Workspace
@@ -276,8 +277,9 @@ def test_a_training_tells_the_account_before_and_the_peak_after(tmp_path):
     ctx = StageContext(spec, attempt)
     shape = footprint.PUBLISHED["Helsinki-NLP/opus-mt-en-es"]
     account = footprint.announce(ctx, shape, TrainMarian(model="x", micro_batch=2), footprint.Longest(16, 16))
-    found = footprint.measured(ctx, account)
-    before, after = (msgspec.json.decode(line, type=Note).text for line in attempt.events.read_bytes().splitlines())
+    footprint.tell_peak(ctx, account)
+    announced, metric, told = (msgspec.json.decode(line, type=Event) for line in attempt.events.read_bytes().splitlines())
+    before, found, after = announced.text, metric.values, told.text
     assert before.startswith("Predicted memory ")
     assert "at micro-batch 2: weights 0.31" in before
     assert "were predicted for micro-batch 2" in after
