@@ -283,7 +283,7 @@ def _values(place: Place, options: Options, user: User, arrives: bool) -> Mappin
 
 
 def writable(options: Options, user: User) -> list[str]:
-    """The workspace, the caches, and Vigil's history of how long stages took (`daemon.foresight`)."""
+    """The workspace, the caches, and Vigil's history of how long stages took (`daemon.planning.foresight`)."""
     return [options.workspace, f"{user.home}/.cache", f"{user.home}/.local/state/vigil"]
 
 
