@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
+
+LOOK_S = 0.05
+"""Whoever looks whether it is held has it for an instant: no reason to think that it is."""
 
 
 class LockHeldError(Exception):
@@ -23,12 +27,16 @@ def take(path: Path) -> int:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise LockHeldError(str(path)) from error
-    return handle
+    deadline_s = time.monotonic() + LOOK_S
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return handle
+        except BlockingIOError as error:
+            if time.monotonic() > deadline_s:
+                os.close(handle)
+                raise LockHeldError(str(path)) from error
+        time.sleep(LOOK_S / 10)
 
 
 def held(path: Path) -> bool | None:

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from daemon import locks
+from tests.conftest import ROOT
 
 
 def test_a_lock_is_held_until_closed(tmp_path):
@@ -38,3 +39,17 @@ def test_what_cannot_be_opened_is_unknown(tmp_path):
     """Neither alive nor dead."""
     (tmp_path / "loop").symlink_to("loop")
     assert locks.held(tmp_path / "loop") is None
+
+
+def test_a_look_is_no_holder(tmp_path):
+    """However often another process looks whether a free lock is held, it can be taken."""
+    path = tmp_path / "lock"
+    os.close(locks.take(path))
+    look = "import sys, pathlib\nfrom daemon import locks\nprint(flush=True)\nwhile True: locks.held(pathlib.Path(sys.argv[1]))"
+    with subprocess.Popen([sys.executable, "-c", look, path], stdout=subprocess.PIPE, cwd=ROOT) as onlooker:
+        onlooker.stdout.readline()
+        try:
+            for _ in range(20_000):
+                os.close(locks.take(path))
+        finally:
+            onlooker.kill()
