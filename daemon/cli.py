@@ -191,6 +191,7 @@ def stop(args: argparse.Namespace) -> int:
 
 def report(args: argparse.Namespace) -> int:
     """Write report/index.html and report/report.md."""
+    from daemon.report import page_lines
     from daemon.results import page
 
     if args.quiet:  # the daemon asks, beside a training
@@ -200,7 +201,7 @@ def report(args: argparse.Namespace) -> int:
     if args.json:
         _print_json({"html": str(written.html), "markdown": str(written.markdown)})
     elif not args.quiet:
-        _print([*written.table, "", f"The report: {written.html}"])
+        _print([*written.table, "", *page_lines(written.html, os.environ)])
     return 0
 
 
@@ -339,7 +340,7 @@ def say_end(workspace: Workspace, code: int) -> None:
         _print([report.summary(state, view.results(workspace, state)), *(["", *table] if table else [])])
         page = workspace.report / "index.html"
         if page.exists():
-            _print(["", f"The report: {page}"])
+            _print(["", *report.page_lines(page, os.environ)])
 
 
 def _ask(args: argparse.Namespace, kind: CommandKind) -> int:

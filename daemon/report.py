@@ -8,6 +8,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import tzinfo
+from pathlib import Path
 from typing import Any
 
 from daemon import words
@@ -404,6 +405,14 @@ def summary(run: RunState, results: Mapping[str, Result]) -> str:
         lines += ["", "Outputs:", *("  " + line for line in words.table([[row[0], row[1], row[2]] for row in rows], right=(1,)))]
         lines += ["  logs/  all logs of the stages", "  report/index.html  the report"]
     return "\n".join(lines)
+
+
+def page_lines(page: Path, environ: Mapping[str, str]) -> list[str]:
+    """Where the report is; under WSL also by the path that Windows opens."""
+    lines = [f"The report: {page}"]
+    if distribution := environ.get("WSL_DISTRO_NAME"):
+        lines.append("in Windows: " + f"//wsl.localhost/{distribution}{page}".replace("/", "\\"))
+    return lines
 
 
 def output_rows(results: Mapping[str, Result]) -> list[tuple[str, str, str, str]]:

@@ -58,7 +58,7 @@ def browse(workspace: Workspace, folder: Path, width: int, *more: str) -> dict[s
     return answer
 
 
-@pytest.mark.parametrize("width", [1200, 500])
+@pytest.mark.parametrize("width", [1200, 800, 500])
 def test_the_page_is_shown_whole(width: int, finished_workspace: Workspace, tmp_path: Path) -> None:
     """Every section and plot has a size, all bars start at one line, nothing hangs over the edge, nothing is asked for."""
     page.write(finished_workspace)

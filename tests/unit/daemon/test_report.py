@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -296,3 +297,13 @@ def test_status_tells_whether_the_deadline_holds(mid_workspace: Workspace) -> No
     assert all(len(line) <= 80 for lines in shown for line in lines)
     without = msgspec.structs.replace(fits, deadline_at=None)
     assert report.status_lines(seen, {}, at, zone=UTC, forecast=without) == report.status_lines(seen, {}, at, zone=UTC)
+
+
+def test_where_the_page_is() -> None:
+    """Its path; under WSL also the one that Windows' Explorer and browsers take."""
+    page = Path("/home/me/seattle/report/index.html")
+    assert report.page_lines(page, {}) == [f"The report: {page}"]
+    assert report.page_lines(page, {"WSL_DISTRO_NAME": "Ubuntu-24.04"}) == [
+        f"The report: {page}",
+        r"in Windows: \\wsl.localhost\Ubuntu-24.04\home\me\seattle\report\index.html",
+    ]
