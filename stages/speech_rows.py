@@ -28,7 +28,8 @@ class SpeechLine(msgspec.Struct, frozen=True):
     text: str
     verdict: str = KEPT
     source: str | None = None
-    """The recording that the chunk was cut from."""
+    """The recording that the chunk was cut from, or who spoke."""
+    accent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,8 @@ class Row:
     text: str
     source: str
     replay: bool = False
+    accent: str = ""
+    """Of the speaker, where it is known."""
 
 
 def read_rows(metadata: Path, folders: Sequence[Path]) -> list[Row]:
@@ -52,7 +55,7 @@ def read_rows(metadata: Path, folders: Sequence[Path]) -> list[Row]:
     for number, line in _lines(metadata):
         if line.verdict == KEPT and line.text.strip():
             path = _located(metadata, number, line.file_name, folders)
-            rows.append(Row(line.file_name, path, line.text.strip(), line.source or line.file_name))
+            rows.append(Row(line.file_name, path, line.text.strip(), line.source or line.file_name, accent=line.accent or ""))
     return rows
 
 
@@ -88,10 +91,28 @@ def sample(rows: Sequence[Row], most: int | None, seed: int) -> list[Row]:
 def choose_replay(
     train: Sequence[Row], dev: Sequence[Row], replay: Sequence[Row], share: float, seed: int
 ) -> tuple[list[Row], list[Row]]:
-    """Replay clips that make `share` of the training rows, and others for the dev rows (at most a tenth of all clips)."""
-    ordered = sorted((replace(row, id=f"replay/{row.id}", replay=True) for row in replay), key=lambda row: _order(seed, row.id))
-    held_out = min(replay_count(len(dev), share), len(ordered) // 10)
-    return ordered[held_out : held_out + replay_count(len(train), share)], ordered[:held_out]
+    """Replay clips that make `share` of the training rows, and others for the dev rows (at most a tenth of all clips).
+
+    Accents take turns, so that each has the same part as far as its clips go. Who is held out is not trained on, unless that
+    left less than half of the clips.
+    """
+    named = (replace(row, id=f"replay/{row.id}", replay=True) for row in replay)
+    ordered = by_turns(sorted(named, key=lambda row: _order(seed, row.id)))
+    held_out = ordered[: min(replay_count(len(dev), share), len(ordered) // 10)]
+    speakers = {row.source for row in held_out}
+    rest = ordered[len(held_out) :]
+    apart = [row for row in rest if row.source not in speakers]
+    return (apart if len(apart) >= len(ordered) // 2 else rest)[: replay_count(len(train), share)], held_out
+
+
+def by_turns(rows: Sequence[Row]) -> list[Row]:
+    """The rows in another order: the first of each accent, the second of each, and so on; as they are where none is known."""
+    count: dict[str, int] = defaultdict(int)
+    turns = []
+    for row in rows:
+        turns.append(count[row.accent])
+        count[row.accent] += 1
+    return [rows[index] for index in sorted(range(len(rows)), key=lambda index: (turns[index], index))]
 
 
 def replay_count(own: int, share: float) -> int:

@@ -127,7 +127,7 @@ def replay_rows(ctx: StageContext, settings: TrainWhisper, chunks: int) -> list[
 
     Raises:
         MisconfiguredError: replay is required and the source is not named, not there, or empty; or the share is all.
-        TransientError: the hub does not answer, and replay is required.
+        TransientError: the hub does not answer.
     """
     if settings.replay_share >= 1:
         raise MisconfiguredError(f"replay_share = {settings.replay_share} leaves nothing for the sermons; set it below 1")

@@ -3,6 +3,7 @@
 Chunks go to the model in batches, one recording after another. Each finished batch is appended to a file in the scratch
 folder and synced; a recording's file is renamed into place when it is complete, so that a kill costs one batch at most.
 Every segment gets the decoder's confidence and a verdict (`stages.verdicts`); metadata.jsonl is what the training reads.
+Doubtful segments also go into label_studio.json for people to look at; what they export comes back as `corrections`.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 import soundfile
+from numpy.typing import NDArray
 
-from stages import cuda_libraries
+from stages import captions, cuda_libraries, label_studio
 from stages.loading import loading, resolve_model
 from stages.recordings import RATE, within
 from stages.runtime import Delivery, StageContext, out_of_memory, run
-from stages.verdicts import DOUBTFUL, KEPT, REJECTED, Heard, Label, judge
+from stages.verdicts import DOUBTFUL, KEPT, REJECTED, Heard, Label, judge, silent_share
 from state.contract import MisconfiguredError
 from state.durable import file_digest, sync_folder, write_atomically
 from state.settings import Transcribe
@@ -33,7 +35,10 @@ from state.settings import Transcribe
 if TYPE_CHECKING:
     from faster_whisper import BatchedInferencePipeline
 
+Wave = NDArray[np.float32]
+
 METADATA = "metadata.jsonl"
+WINDOW = 512
 LOAD_S = 1800.0
 """large-v3 is 3 GB: the first load may have to fetch it."""
 BATCH_S = 600.0
@@ -61,8 +66,12 @@ class Labeller:
     ctx: StageContext
     settings: Transcribe
     pipeline: BatchedInferencePipeline
+    speech: Any
+    """Silero's detector: (samples,) to one probability for every 512 samples."""
     device: str
     batch: int
+    spoken: Sequence[captions.Spoken] = ()
+    """The captions of the recording at hand."""
 
 
 def main(ctx: StageContext) -> Delivery:
@@ -71,7 +80,9 @@ def main(ctx: StageContext) -> Delivery:
     lines = _inputs(workspace.cleaned_audio)
     model = resolve_model(workspace, settings.model, "ctranslate2")
     by_source = {source: list(group) for source, group in groupby(lines, key=lambda line: line.source)}
-    marks = {source: _mark(workspace.cleaned_audio, group, settings) for source, group in by_source.items()}
+    corrections = label_studio.read(ctx.resolve(settings.corrections)) if settings.corrections else {}
+    subtitles = {source: captions.find(workspace.raw_audio, source, settings.language) for source in by_source}
+    marks = {source: _mark(workspace.cleaned_audio, group, subtitles[source], settings) for source, group in by_source.items()}
     labels: dict[str, list[Label]] = {}
     for source in by_source:
         kept = _finished(workspace.transcripts, source, marks[source])
@@ -83,11 +94,19 @@ def main(ctx: StageContext) -> Delivery:
     if missing:
         labeller = _load(ctx, model, settings)
         for source in missing:
+            subtitle = subtitles[source]
+            labeller.spoken = captions.read(subtitle) if subtitle is not None else ()
             labels[source] = _recording(labeller, source, by_source[source], marks[source], (done, len(lines)))
             done += len(labels[source])
     ordered = [label for source in by_source for label in labels[source]]
-    metrics = _metrics(ordered)
+    metrics = {**_metrics(ordered), "captioned_recordings": float(sum(path is not None for path in subtitles.values()))}
+    _tell_reasons(ctx, ordered)
+    ordered, corrected = label_studio.apply(ordered, corrections)
+    if corrections:
+        ctx.note(f"{corrected} of {len(corrections)} corrections are used; the others are of chunks that were cut anew since")
+        metrics["corrected"] = float(corrected)
     ctx.metric(metrics)
+    _write_doubtful(ctx, ordered, settings)
     _write_metadata(ctx, ordered, settings)
     hours = metrics["kept_hours"]
     shares = ", ".join(f"{metrics[f'{verdict}_share']:.0%} {verdict}" for verdict in (KEPT, DOUBTFUL, REJECTED))
@@ -113,12 +132,14 @@ def _inputs(cleaned: Path) -> list[Line]:
     return sorted(lines, key=lambda line: (line.source, line.start_s))
 
 
-def _mark(cleaned: Path, lines: Sequence[Line], settings: Transcribe) -> str:
-    """The digest of what a recording's labels depend on: its chunks and the settings. With another one it is labelled again."""
+def _mark(cleaned: Path, lines: Sequence[Line], subtitle: Path | None, settings: Transcribe) -> str:
+    """The digest of what a recording's labels depend on: chunks, captions, settings. With another one it is labelled again."""
     sizes = [(line.file_name, (cleaned / line.file_name).stat().st_size, line.start_s, line.end_s) for line in lines]
     record = cleaned / Path(lines[0].file_name).parent / "record.json"
     digest = file_digest(record) if record.is_file() else ""
-    return hashlib.sha256(msgspec.json.encode([sizes, digest, settings])).hexdigest()
+    spoken = file_digest(subtitle) if subtitle is not None else ""
+    asked = msgspec.structs.replace(settings, corrections=None)
+    return hashlib.sha256(msgspec.json.encode([sizes, digest, spoken, asked])).hexdigest()
 
 
 # -- finished and unfinished transcripts
@@ -210,10 +231,10 @@ def _labels(labeller: Labeller, group: Sequence[Line], tokens: int) -> list[Labe
     for segment in segments:  # whose it is says `seek`, its chunk's start; the times are the decoder's and may lie beyond the chunk
         offset = segment.seek / FRAMES_PER_S * RATE
         found[int(np.argmin([abs(start - offset) for start in starts]))].append(segment)
-    return [_label(line, found[index], starts[index] / RATE, settings) for index, line in enumerate(group)]
+    return [_label(labeller, line, waves[index], found[index], starts[index] / RATE) for index, line in enumerate(group)]
 
 
-def _read(path: Path) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _read(path: Path) -> Wave:
     try:
         samples, rate = soundfile.read(path, dtype="float32")
     except soundfile.LibsndfileError as error:
@@ -223,17 +244,22 @@ def _read(path: Path) -> np.ndarray[Any, np.dtype[np.float32]]:
     return samples
 
 
-def _label(line: Line, segments: Sequence[Any], offset_s: float, settings: Transcribe) -> Label:
+def _label(labeller: Labeller, line: Line, wave: Wave, segments: Sequence[Any], offset_s: float) -> Label:
     """Join what the decoder found in one chunk (usually one segment) and judge it."""
     text = " ".join(part for part in (" ".join(segment.text.split()) for segment in segments) if part)
+    words = tuple(_words(segments, offset_s))
+    silent = silent_share(words, _speech(labeller, wave)) if words else None
+    differing = captions.disagreement(text, labeller.spoken, line.start_s, line.end_s)
     heard = Heard(
         text=text,
         seconds=line.end_s - line.start_s,
         avg_logprob=min((float(segment.avg_logprob) for segment in segments), default=-99.0),
         no_speech_prob=max((float(segment.no_speech_prob) for segment in segments), default=1.0),
         compression_ratio=max((float(segment.compression_ratio) for segment in segments), default=0.0),
+        silent_words=silent if silent is None else round(silent, 4),
+        caption_error=differing if differing is None else round(differing, 4),
     )
-    verdict, reason = judge(heard, settings)
+    verdict, reason = judge(heard, labeller.settings)
     return Label(
         file_name=line.file_name,
         text=text,
@@ -245,8 +271,16 @@ def _label(line: Line, segments: Sequence[Any], offset_s: float, settings: Trans
         avg_logprob=round(heard.avg_logprob, 4),
         no_speech_prob=round(heard.no_speech_prob, 6),
         compression_ratio=round(heard.compression_ratio, 3),
-        words=tuple(_words(segments, offset_s)),
+        words=words,
+        silent_words=heard.silent_words,
+        caption_error=heard.caption_error,
     )
+
+
+def _speech(labeller: Labeller, wave: Wave) -> list[float]:
+    """How sure the voice detector is of speech, for every 512 samples; the last ones are filled up with silence."""
+    found: list[float] = labeller.speech(np.pad(wave, (0, -len(wave) % WINDOW))).tolist()
+    return found
 
 
 def _words(segments: Sequence[Any], offset_s: float) -> Iterator[tuple[str, float, float, float]]:
@@ -267,6 +301,7 @@ def _load(ctx: StageContext, model: str, settings: Transcribe) -> Labeller:
     libraries = cuda_libraries.preload()
     import ctranslate2  # after the libraries: it looks for them when it is first used
     from faster_whisper import BatchedInferencePipeline, WhisperModel
+    from faster_whisper.vad import get_vad_model
 
     device = "cuda" if ctranslate2.get_cuda_device_count() else "cpu"
     if device == "cuda" and not cuda_libraries.loads(cuda_libraries.CUBLAS):
@@ -278,10 +313,35 @@ def _load(ctx: StageContext, model: str, settings: Transcribe) -> Labeller:
     with loading(settings.model):
         whisper = WhisperModel(model, device=device, compute_type=settings.compute_type, cpu_threads=threads)
     batch = ctx.spec.batch.eval_batch or ctx.spec.batch.micro_batch or settings.batch_size
-    return Labeller(ctx, settings, BatchedInferencePipeline(whisper), device, batch)
+    if device == "cuda":
+        ctx.note(f"faster-whisper on the GPU: {_found(libraries)}")
+    return Labeller(ctx, settings, BatchedInferencePipeline(whisper), get_vad_model(), device, batch)
+
+
+def _found(libraries: Sequence[str]) -> str:
+    """Where CTranslate2's CUDA libraries come from, in words."""
+    ours = next((path for path in libraries if Path(path).name == cuda_libraries.CUBLAS), None)
+    return (
+        f"{cuda_libraries.CUBLAS} from {ours}" if ours else f"{cuda_libraries.CUBLAS} from the system; no nvidia-cublas-cu12 here"
+    )
 
 
 # -- results
+def _tell_reasons(ctx: StageContext, labels: Sequence[Label]) -> None:
+    """Why segments are not kept, with counts."""
+    reasons = Counter(f"{label.verdict}, {label.reason}" for label in labels if label.verdict != KEPT)
+    if reasons:
+        told = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        ctx.note(f"{sum(reasons.values())} of {len(labels)} segments are not kept: {told}", **reasons)
+
+
+def _write_doubtful(ctx: StageContext, labels: Sequence[Label], settings: Transcribe) -> None:
+    """What a person should look at, as an import file of Label Studio."""
+    doubtful = [label for label in labels if label.verdict == DOUBTFUL]
+    audio = ctx.workspace.cleaned_audio.relative_to(ctx.workspace.root).as_posix()
+    write_atomically(ctx.workspace.transcripts / label_studio.FILE, label_studio.tasks(doubtful, audio, settings.model))
+
+
 def _write_metadata(ctx: StageContext, labels: Sequence[Label], settings: Transcribe) -> None:
     """metadata.jsonl for the training: with `keep_doubtful` those count as kept, and their reason says so.
 

@@ -8,6 +8,7 @@ The thresholds on log-probability, compression and no-speech are those of Whispe
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -50,6 +51,11 @@ LONE_PHANTOMS = frozenset(
 LONG_SEGMENT_S = 4.0
 SPARSE_CHARS_PER_S = 2.0
 LONGEST_LOOP = 8
+WINDOW_S = 0.032
+SPEECH = 0.35
+"""Silero's own threshold below which speech ends; its window is 512 samples."""
+WORD_SLACK_S = 0.2
+"""Word times come from attention and are that good."""
 
 
 class Label(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +74,10 @@ class Label(msgspec.Struct, frozen=True, kw_only=True):
     compression_ratio: float
     words: tuple[tuple[str, float, float, float], ...] = ()
     """(word, start_s, end_s, probability), times within the chunk; empty unless asked for."""
+    silent_words: float | None = None
+    """Share of the words under which there is no speech; None: words have no times."""
+    caption_error: float | None = None
+    """Word error rate against the site's captions; None: there are none here."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +89,8 @@ class Heard:
     avg_logprob: float
     no_speech_prob: float
     compression_ratio: float
+    silent_words: float | None = None
+    caption_error: float | None = None
 
 
 def judge(heard: Heard, settings: Transcribe) -> tuple[str, str]:
@@ -102,6 +114,17 @@ def longest_run(text: str) -> int:
     return best
 
 
+def silent_share(words: Sequence[tuple[str, float, float, float]], speech: Sequence[float]) -> float | None:
+    """Share of `words` under which no window reaches SPEECH; `speech`: a probability for every WINDOW_S of the chunk."""
+    if not words:
+        return None
+    silent = 0
+    for _word, start_s, end_s, _probability in words:
+        first, last = int(max(0.0, start_s - WORD_SLACK_S) / WINDOW_S), int((end_s + WORD_SLACK_S) / WINDOW_S)
+        silent += max(speech[first : last + 1], default=0.0) < SPEECH
+    return silent / len(words)
+
+
 def normal(text: str) -> str:
     """Lower case, letters, digits and single spaces only."""
     return " ".join(re.sub(r"[^\w]+", " ", text.lower()).split())
@@ -117,6 +140,7 @@ def _why_rejected(heard: Heard, settings: Transcribe) -> str:
         (longest_run(heard.text) > settings.max_repeats, "repetition"),
         (len(plain) > settings.max_chars_per_s * heard.seconds, "too much text"),
         (heard.no_speech_prob > settings.max_no_speech_prob and unsure, "no speech"),
+        ((heard.silent_words or 0.0) > settings.max_silent_words, "words without speech"),
     )
     return next((reason for broken, reason in rules if broken), "")
 
@@ -127,6 +151,7 @@ def _why_doubtful(heard: Heard, settings: Transcribe) -> str:
     rules = (
         (heard.avg_logprob < settings.min_avg_logprob, "low confidence"),
         (heard.no_speech_prob > settings.max_no_speech_prob, "speech uncertain"),
+        ((heard.caption_error or 0.0) > settings.max_caption_error, "captions differ"),
         (long and plain in LONE_PHANTOMS, "phantom phrase"),
         (long and len(plain) < SPARSE_CHARS_PER_S * heard.seconds, "little text"),
     )

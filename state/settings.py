@@ -58,9 +58,18 @@ class Preprocess(Settings, frozen=True, kw_only=True):
     """`stages.preprocess`: recordings to clean chunks. Every pass can be switched off."""
 
     gate: bool = True
+    kinds: bool = True
+    """Tell speech, music and noise apart, by measure or by `kinds_model`."""
+    kinds_model: str = ""
+    """An audio classifier for transformers, a folder or a hub name; empty: by measure, which needs no weights."""
+    separation_model: str = ""
+    """A demucs model (`htdemucs`, or a .safetensors file) that takes the music out where there is some; empty: it stays."""
     band_pass: bool = True
     denoise: bool = True
     loudness: bool = True
+    speaker_model: str = ""
+    """A speaker model for transformers (`microsoft/wavlm-base-plus-sv`) that tells who speaks in a chunk; empty: nobody does."""
+    final_gate: bool = True
     low_hz: Annotated[float, Meta(gt=0)] = 80.0
     high_hz: Annotated[float, Meta(gt=0)] = 7600.0
     denoise_strength: Share = 0.7
@@ -68,12 +77,18 @@ class Preprocess(Settings, frozen=True, kw_only=True):
     true_peak_dbtp: float = -1.0
     min_snr_db: float = 5.0
     max_clipped_share: Share = 0.01
+    max_music_share: Share = 1.0
+    """Of a chunk's time: speech over music is kept unless this says otherwise."""
     min_chunk_s: Seconds = 1.0
     max_chunk_s: Seconds = 30.0
     merge_gap_s: Seconds = 0.5
     """Speech closer together than this becomes one chunk where it fits."""
     min_good_share: Share = 0.5
     """Of the recordings: below it the stage fails rather than train on little."""
+    workers: Positive = 2
+    """Recordings cleaned side by side, each in a process of its own, as far as memory and cores allow."""
+    worker_mb: Annotated[float, Meta(ge=0)] = 16.0
+    """Less sound than this in all is cleaned without workers: they take a second to start."""
 
 
 class Transcribe(Settings, frozen=True, kw_only=True):
@@ -117,6 +132,8 @@ class TranslationModel(Settings, frozen=True, kw_only=True):
     """The stage that makes it: when that one did not succeed, the row is left out and said so."""
     optional: bool = False
     """A bonus: when it cannot be loaded or does not fit into memory, the row is left out and said so."""
+    int8: bool = False
+    """Marian only: decode on int8 weights, if they lose at most 0.2 points of BLEU and chrF++ on 200 sentences."""
 
 
 class Evaluate(Settings, frozen=True, kw_only=True):
@@ -127,11 +144,18 @@ class Evaluate(Settings, frozen=True, kw_only=True):
     models: tuple[TranslationModel, ...]
     comet_model: str | None = "Unbabel/wmt22-comet-da"
     """A checkpoint file, a hub name, `tiny` (the demo's own, made from the training pairs on first use), or none ("")."""
+    kiwi_model: str = ""
+    """A COMET that needs no reference, `Unbabel/wmt22-cometkiwi-da` say (its licence must be accepted on the hub); "": none."""
+    forgetting: bool = False
+    """Score each model also on the 200 general sentences that ship with Vigil: what a training on one domain forgets."""
     min_references: Positive = 500
     """A smaller test set is refused."""
     max_references: Positive | None = None
     """Score a fixed, genre-balanced sample of the test references."""
     batch_size: Positive = 32
+    """Sentences translated at once, at most."""
+    batch_tokens: Positive = 4096
+    """Of their sources, padding included, at most."""
     num_beams: Positive = 4
     max_new_tokens: Positive = 256
 
@@ -174,15 +198,19 @@ class LoRA(Training, frozen=True, kw_only=True):
 class TrainWhisper(LoRA, frozen=True, kw_only=True):
     """`stages.train_whisper`."""
 
+    model: str = "openai/whisper-large-v3-turbo"
     lora_rank: Positive = 32
     lora_alpha: Positive = 64
     language: str = "en"
     replay_share: Share = 0.3
     """Of each epoch's examples, from general speech."""
     replay_source: str | None = None
-    """An audiofolder (metadata.jsonl with file_name and text), absolute or relative to the workspace."""
+    """An audiofolder (metadata.jsonl with file_name and text) or an unpacked Common Voice (clips/ and its .tsv files), absolute
+    or relative to the workspace; or `hub:owner/name[:configuration[:split]]`, a data set of the Hugging Face hub."""
     replay_required: bool = True
     """False: go on without replay, and say so."""
+    merge: bool = True
+    """Put a whole model for faster-whisper beside the adapter."""
 
 
 class TrainMarian(Training, frozen=True, kw_only=True):
@@ -199,6 +227,12 @@ class TrainGemma(LoRA, frozen=True, kw_only=True):
 
     size: Literal["A", "B"] = "A"
     """Names the output folder: A for 4B, B for 12B."""
+    max_examples: Positive | None = 20_000
+    """Verse pairs: one of each verse, modern translations first (`stages.pair_choice`). None: all that there are."""
+    sermon_pairs: str | None = None
+    """A JSON-lines file with `en` and `es`, absolute or relative to the workspace, that is trained on too."""
+    learning_rate: Annotated[float, Meta(gt=0)] = 3e-6
+    """TranslateGemma forgets fast: 1e-5 has ruined it between steps 50 and 150, 1e-6 has been safe. This is the middle."""
     max_tokens: Positive = 256
     load_in_4bit: bool = True
     gate_examples: Annotated[int, Meta(ge=0)] = 128

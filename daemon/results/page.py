@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import tzinfo
 from pathlib import Path
@@ -64,8 +64,8 @@ class Page:
     score_rows: list[scores.Row]
     score_notes: list[str]
     signatures: list[str]
-    wer_rows: list[tuple[str, str, str, str]]
-    """(what was heard, before, after, change)."""
+    wer_rows: list[tuple[str, str, str, str, str]]
+    """(what was heard, before, after, change, its 95 % interval)."""
     losses: list[LossPlot]
     training_rows: list[tuple[str, str]]
     samples: list[scores.Sample]
@@ -248,7 +248,7 @@ def _texts(value: Any) -> list[str]:
     return [text for part in parts for text in _texts(part)]
 
 
-def wer_rows(view: View) -> list[tuple[str, str, str, str]]:
+def wer_rows(view: View) -> list[tuple[str, str, str, str, str]]:
     """Whisper's word error rates before and after, from its receipt; empty when no stage measured any."""
     rows = []
     for stage in view.stages:
@@ -257,8 +257,14 @@ def wer_rows(view: View) -> list[tuple[str, str, str, str]]:
             if before is None and after is None:
                 continue
             change = "" if before is None or after is None else f"{points(100 * (after - before))} points"
-            rows.append((what, _rate(before), _rate(after), change))
+            rows.append((what, _rate(before), _rate(after), change, _interval(stage.metrics, f"{key}_change")))
     return rows
+
+
+def _interval(metrics: Mapping[str, float], name: str) -> str:
+    """The 95 % interval of a change, in points; empty when there is none."""
+    low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+    return "" if low is None or high is None else f"{points(100 * low)} to {points(100 * high)}"
 
 
 def points(value: float) -> str:

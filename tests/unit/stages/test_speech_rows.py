@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,10 @@ from stages.speech_rows import Row, choose_replay, read_rows, replay_count, row_
 from state.contract import MisconfiguredError
 
 
-def row(source: int, number: int) -> Row:
+def row(source: int, number: int, accent: str = "") -> Row:
     """Chunk `number` of recording `source`."""
     name = f"r{source}-{number}.flac"
-    return Row(name, Path(name), f"words {number}", f"r{source}")
+    return Row(name, Path(name), f"words {number}", f"r{source}", accent=accent)
 
 
 def write(folder: Path, rows: list[dict[str, object]], files: list[str]) -> Path:
@@ -103,6 +104,28 @@ def test_replay_clips_are_either_trained_on_or_held_out() -> None:
     assert len(dev) == 9
     assert not {one.id for one in mixed} & {one.id for one in dev}
     assert all(one.replay and one.id.startswith("replay/") for one in [*mixed, *dev])
+
+
+def test_accents_take_turns() -> None:
+    """Of a source that is nearly all one accent each accent has the same part, in training and held out, as far as it goes."""
+    clips = [row(9, number, "scottish" if number % 10 == 0 else "indian" if number % 10 == 1 else "") for number in range(300)]
+    mixed, dev = choose_replay([row(0, number) for number in range(70)], [row(1, number) for number in range(35)], clips, 0.3, 0)
+    assert Counter(one.accent for one in mixed) == {"": 10, "scottish": 10, "indian": 10}
+    assert Counter(one.accent for one in dev) == {"": 5, "scottish": 5, "indian": 5}
+    rare = [row(9, number, "scottish" if number < 12 else "") for number in range(300)]
+    mixed, dev = choose_replay([row(0, number) for number in range(70)], [], rare, 0.3, 0)
+    assert Counter(one.accent for one in mixed) == {"": 18, "scottish": 12}
+
+
+def test_a_speaker_is_not_on_both_sides() -> None:
+    """Forgetting is measured on voices that were not trained on; where all clips are one voice it is the clips that differ."""
+    sermons, held_out = [row(0, number) for number in range(70)], [row(1, number) for number in range(20)]
+    many = [row(speaker, number) for speaker in range(10, 60) for number in range(4)]
+    mixed, dev = choose_replay(sermons, held_out, many, 0.3, 0)
+    assert (len(mixed), len(dev)) == (30, 9)
+    assert not {one.source for one in mixed} & {one.source for one in dev}
+    mixed, dev = choose_replay(sermons, held_out, [row(9, number) for number in range(100)], 0.3, 0)
+    assert (len(mixed), len(dev)) == (30, 9)
 
 
 def test_too_few_clips_are_all_used_but_for_a_tenth() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from faster_whisper import WhisperModel
 from peft import PeftModel
 from transformers import WhisperForConditionalGeneration
 
@@ -168,7 +169,7 @@ def test_chunks_with_too_much_text_are_left_out_and_told(loaded: Loaded, context
 
 REPLAY = {
     "not set": ({}, "no replay_source is set"),
-    "not there": ({"replay_source": "nowhere"}, r"nowhere.*metadata\.jsonl is missing"),
+    "not there": ({"replay_source": "nowhere"}, r"no metadata\.jsonl and no Common Voice in .*nowhere"),
     "all of it": ({"replay_source": "replay", "replay_share": 1.0}, "set it below 1"),
 }
 
@@ -184,9 +185,9 @@ def test_required_replay_that_is_not_there_stops_the_stage_at_once(context: Cont
 def test_replay_that_is_not_required_is_missed_aloud(context: Context) -> None:
     """The report says that the model was trained without general speech."""
     ctx = context(replay_required=False)
-    assert train_whisper.replay_rows(ctx, settings(replay_required=False)) == []
+    assert train_whisper.replay_rows(ctx, settings(replay_required=False), 6) == []
     assert "trained without replay" in notes(ctx)[0]
-    assert train_whisper.replay_rows(ctx, settings(replay_share=0.0)) == []
+    assert train_whisper.replay_rows(ctx, settings(replay_share=0.0), 6) == []
 
 
 def test_what_was_heard_is_kept_and_not_heard_again(loaded: Loaded, context: Context, tmp_path: Path) -> None:
@@ -196,8 +197,11 @@ def test_what_was_heard_is_kept_and_not_heard_again(loaded: Loaded, context: Con
     rows = [Row("a", tmp_path / "gone", "one two", "s"), Row("b", tmp_path / "gone", "three four", "s", replay=True)]
     kept = tmp_path / "heard.jsonl"
     kept.write_text('{"id": "a", "text": "One, two!"}\n{"id": "b", "text": "three"}\n{"id": "c')
-    rates = train_whisper.word_error_rates(ctx, model, labels, rows, kept, settings())
-    assert rates == {"wer": 0.0, "replay_wer": 0.5}
+    heard = train_whisper.hear(ctx, model, labels, rows, kept, settings())
+    assert heard == {"a": "One, two!", "b": "three"}
+    rates, words = train_whisper.word_error_rates(rows, heard, {"a": "one", "b": "three four"}, 0)
+    assert (rates["wer_before"], rates["wer_after"], rates["replay_wer_before"], rates["replay_wer_after"]) == (0.0, 0.5, 0.5, 0.0)
+    assert "agreement) 0.0% (0.0 to 0.0) -> 50.0% (50.0 to 50.0): worse; WER on general speech" in words
 
 
 def test_a_stop_during_the_measurement_leaves_it(loaded: Loaded, context: Context, tmp_path: Path) -> None:
@@ -219,17 +223,38 @@ def test_the_stage_delivers_an_adapter_that_loads_on_the_base(context: Context, 
     """From metadata to `fine_tuned_whisper_mi`: trained with replay, one recording held out, rates before and after."""
     ctx = context(replay_source="replay", epochs=2, effective_batch=4, learning_rate=1e-2, evaluations=2)
     delivery = train_whisper.main(ctx)
+    assert "general speech from replay: 2 clips to train on, 1 held out" in notes(ctx)
     assert list(delivery.outputs) == [ctx.workspace.fine_tuned_whisper]
     metrics = delivery.metrics
     assert metrics["ledger_exact"] == 1.0
     assert (metrics["sermon_chunks"], metrics["replay_clips"], metrics["held_out_chunks"]) == (4.0, 2.0, 3.0)
-    assert {"wer_before", "wer_after", "replay_wer_before", "replay_wer_after", "dev_loss_after"} <= set(metrics)
+    for name in ("wer_before", "wer_after", "wer_change", "replay_wer_before", "replay_wer_after", "replay_wer_change"):
+        assert metrics[f"{name}_low"] <= metrics[name] <= metrics[f"{name}_high"]
+    assert "dev_loss_after" in metrics
     config = json.loads((ctx.workspace.fine_tuned_whisper / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "models/whisper-tiny"
     assert (ctx.workspace.fine_tuned_whisper / "tokenizer.json").is_file()
     base = WhisperForConditionalGeneration.from_pretrained(folder)
     adapted = PeftModel.from_pretrained(base, str(ctx.workspace.fine_tuned_whisper))
     assert all(parameter.abs().max() > 0 for name, parameter in adapted.named_parameters() if "lora_B" in name)
+    assert metrics["merged"] == 1.0
+    whole = WhisperModel(str(ctx.workspace.fine_tuned_whisper / "merged-ct2"), device="cpu", compute_type="float32")
+    (segment, *_rest), info = whole.transcribe(str(ctx.workspace.cleaned_audio / "r0" / "chunk_0.flac"), language="en", beam_size=1)
+    assert segment.text
+    assert info.duration == 1.0
+
+
+def test_what_cannot_be_merged_costs_the_merged_form_only(loaded: Loaded, context: Context, tmp_path: Path) -> None:
+    """The base is gone when the adapter is to be merged: the adapter's folder stays as it was, and the owner is told."""
+    _model, labels = loaded
+    ctx = context()
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    rows = [Row("a", speech(tmp_path / "a.flac", 1), TEXTS[0], "s")]
+    assert not train_whisper.merge(ctx, str(tmp_path / "gone"), adapter, labels, rows)
+    assert "delivered alone, without its merged form for faster-whisper: " in notes(ctx)[0]
+    assert not list(adapter.iterdir())
+    assert not list(ctx.scratch().iterdir())
 
 
 def test_nothing_kept_to_train_on_is_refused(context: Context) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
+import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -54,6 +56,10 @@ def heard(text: str = "We do not earn mercy, we receive it with open hands.", **
         (heard(compression_ratio=2.5), REJECTED, "repetition"),
         (heard("word " * 4 + "other things said here", seconds=0.5), REJECTED, "too much text"),
         (heard(no_speech_prob=0.9, avg_logprob=-1.2), REJECTED, "no speech"),
+        (heard(silent_words=0.6), REJECTED, "words without speech"),
+        (heard(silent_words=0.5), KEPT, ""),
+        (heard(caption_error=0.6), DOUBTFUL, "captions differ"),
+        (heard(caption_error=0.6, silent_words=0.9), REJECTED, "words without speech"),
         (heard(no_speech_prob=0.9), DOUBTFUL, "speech uncertain"),
         (heard(avg_logprob=-1.2), DOUBTFUL, "low confidence"),
         (heard("Thank you.", seconds=8.0), DOUBTFUL, "phantom phrase"),
@@ -181,6 +187,71 @@ def test_word_timestamps_lie_inside_their_chunk(workspace: Workspace, model: Pat
         assert all(0 <= start_s <= end_s <= 4.0 for _word, start_s, end_s, _probability in label.words)
 
 
+@given(st.lists(st.tuples(st.floats(0, 30), st.floats(0, 2)), min_size=1, max_size=20))
+def test_words_are_silent_exactly_where_nothing_is_heard(spans: list[tuple[float, float]]) -> None:
+    """All of them in silence, none in speech, whatever their times, also beyond the chunk's end."""
+    words = [("w", start_s, start_s + length_s, 0.9) for start_s, length_s in spans]
+    windows = int(33 / verdicts.WINDOW_S)
+    assert verdicts.silent_share(words, [0.0] * windows) == 1.0
+    assert verdicts.silent_share(words, [0.9] * windows) == 0.0
+    assert verdicts.silent_share([("w", 40.0, 41.0, 0.9)], [0.9] * windows) == 1.0
+    assert verdicts.silent_share([], [0.9]) is None
+
+
+def test_text_over_silence_is_rejected(workspace: Workspace, model: Path) -> None:
+    """A chunk of faint hiss, about which the untrained model talks as about any other: the voice detector hears nobody."""
+    hiss = np.random.default_rng(0).normal(0, 1e-3, 48_000).astype(np.float32)
+    soundfile.write(workspace.cleaned_audio / "002_b" / "chunk_0001.flac", hiss, 16_000)
+    transcribe.main(context(workspace, model, word_timestamps=True))
+    labels = {label.file_name: label for label in rows(workspace)}
+    silent = labels.pop("002_b/chunk_0001.flac")
+    assert silent.text
+    assert (silent.verdict, silent.reason, silent.silent_words) == (REJECTED, "words without speech", 1.0)
+    assert all((label.silent_words or 0.0) < 1.0 for label in labels.values())
+
+
+def test_captions_that_say_something_else_raise_doubt(workspace: Workspace, model: Path) -> None:
+    """Only for the recording that has captions; the doubtful go to Label Studio; new captions have it labelled again."""
+    workspace.raw_audio.mkdir(parents=True)
+    subtitle = workspace.raw_audio / "002_b.en.vtt"
+    subtitle.write_text("WEBVTT\n\n00:00.000 --> 00:30.000\n" + "nothing of the kind was said here " * 9 + "\n")
+    first = context(workspace, model)
+    delivery = transcribe.main(first)
+    found = {label.file_name: (label.verdict, label.reason) for label in rows(workspace)}
+    doubtful = {name for name, verdict in found.items() if verdict == (DOUBTFUL, "captions differ")}
+    assert doubtful == {name for name in found if name.startswith("002_b")}
+    assert {verdict for name, verdict in found.items() if name not in doubtful} == {(KEPT, "")}
+    assert delivery.metrics["captioned_recordings"] == 1.0
+    assert any("3 doubtful, captions differ" in event["text"] for event in events(first, "note"))
+    tasks = json.loads((workspace.transcripts / "label_studio.json").read_bytes())
+    assert {task["data"]["file_name"] for task in tasks} == doubtful
+    for task in tasks:
+        assert (workspace.root / task["data"]["audio"].partition("?d=")[2]).is_file()
+    said = " ".join(next(label.text for label in rows(workspace) if label.file_name == name) for name in sorted(doubtful))
+    subtitle.write_text(f"WEBVTT\n\n00:00.000 --> 00:01.000\n{said}\n\n00:29.000 --> 00:30.000\nAmen.\n")
+    transcribe.main(context(workspace, model, 2))
+    assert any(label.caption_error == 0.0 for label in rows(workspace))
+
+
+def test_corrections_replace_what_was_heard(workspace: Workspace, model: Path) -> None:
+    """A person's text is trained on as written, without loading a model; what was heard stays on file; it is not asked again."""
+    unsure = {"min_avg_logprob": -0.001, "keep_doubtful": True}  # all of them are doubtful
+    transcribe.main(context(workspace, model, **unsure))
+    tasks = json.loads((workspace.transcripts / "label_studio.json").read_bytes())
+    assert len(tasks) == 5
+    heard_first = (workspace.transcripts / "001_a.jsonl").read_bytes()
+    result = [{"type": "textarea", "value": {"text": ["By rail to the coast."]}}]
+    exported = [{"data": tasks[0]["data"], "annotations": [{"result": result}]}]
+    (workspace.root / "export.json").write_text(json.dumps(exported))
+    second = context(workspace, model, 2, corrections="export.json", **unsure)
+    assert transcribe.main(second).metrics["corrected"] == 1.0
+    assert (rows(workspace)[0].text, rows(workspace)[0].verdict) == ("By rail to the coast.", KEPT)
+    assert rows(workspace)[1].text != rows(workspace)[0].text
+    assert (workspace.transcripts / "001_a.jsonl").read_bytes() == heard_first
+    assert json.loads((workspace.transcripts / "label_studio.json").read_bytes()) == tasks[1:]
+    assert not [event for event in events(second, "progress") if event["message"].startswith("loading")]
+
+
 def test_finished_transcripts_are_kept(workspace: Workspace, model: Path) -> None:
     """A second attempt loads no model; a changed chunk or setting has its recording labelled again."""
     transcribe.main(context(workspace, model))
@@ -251,7 +322,7 @@ def test_lines_of_an_incomplete_batch_are_done_again(tmp_path: Path) -> None:
 def test_memory_running_out_halves_the_batch(workspace: Workspace, model: Path) -> None:
     """CTranslate2's own message is understood: the same chunks are done again in halves, and it is told."""
     ctx = context(workspace, model, batch_size=4)
-    labeller = transcribe.Labeller(ctx, ctx.settings(Transcribe), None, "cuda", 4)  # type: ignore[arg-type]  # not called here
+    labeller = transcribe.Labeller(ctx, ctx.settings(Transcribe), None, None, "cuda", 4)  # type: ignore[arg-type]  # not called here
     transcribe._shrink(labeller, RuntimeError("CUDA failed with error out of memory"))
     assert labeller.batch == 2
     assert [event["micro_batch"] for event in events(ctx, "memory_fit")] == [2]
@@ -340,3 +411,10 @@ def test_cuda_libraries_are_looked_for_in_order(tmp_path: Path) -> None:
     shutil.copy(library, folder / "libcublasLt.so.12")
     assert cuda_libraries.preload([str(tmp_path)]) == [str(folder / "libcublasLt.so.12")]
     assert not cuda_libraries.loads("libdoes-not-exist.so.9")
+
+
+def test_where_the_cuda_library_came_from_is_said(tmp_path: Path) -> None:
+    """Found beside the packages or left to the system: the note on a GPU names it either way."""
+    path = str(tmp_path / "nvidia" / "cublas" / "lib" / "libcublas.so.12")
+    assert transcribe._found([str(tmp_path / "libcublasLt.so.12"), path]) == f"libcublas.so.12 from {path}"
+    assert transcribe._found([]) == "libcublas.so.12 from the system; no nvidia-cublas-cu12 here"

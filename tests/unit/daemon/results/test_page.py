@@ -82,6 +82,7 @@ def test_a_finished_run_is_told_whole(finished_workspace: Workspace) -> None:
         "not clear",
         "91.2 %",
         "−18.1 points",
+        "−25.0 to −10.0",
         "La lámpara número 1 está encendida.",
         "killed by signal 9; tried again in 20 s",
         "out of memory at micro-batch 1",
