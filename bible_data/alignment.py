@@ -15,7 +15,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import chain, groupby
 from statistics import median
 
 from bible_data.books import DATA, ORDER, Reference, canonical_book
@@ -24,6 +24,7 @@ from bible_data.errors import CorpusError
 Verses = Mapping[Reference, str]
 
 _NOT_WORDS = re.compile(r"[^\w\s]|_")
+_ASCII_FOLD = {code: _NOT_WORDS.sub("", chr(code).lower()) for code in range(128)}
 _ACCENTS = re.compile("[\u0300-\u036f]")
 
 
@@ -110,7 +111,8 @@ def renumber(verses: Verses, changes: Mapping[Reference, Renumbering]) -> Renumb
 
 def fold(text: str) -> str:
     """Lower case, no punctuation, single spaces: two texts that differ in nothing a reader hears are one."""
-    return " ".join(_NOT_WORDS.sub("", text.lower()).split())
+    plain = text.translate(_ASCII_FOLD) if text.isascii() else _NOT_WORDS.sub("", text.lower())
+    return " ".join(plain.split())
 
 
 def bare(folded: str) -> str:
@@ -182,12 +184,12 @@ class Likeness:
 
 def telling_words(verses: Verses) -> dict[Reference, frozenset[str]]:
     """The telling words of folded verses."""
-    stems = _Stems()
-    words = {reference: {stems[word] for word in text.split()} for reference, text in verses.items()}
-    counts = Counter(word for group in words.values() for word in group)
+    stem = _Stems().__getitem__
+    words = {reference: frozenset(map(stem, text.split())) for reference, text in verses.items()}
+    counts = Counter(chain.from_iterable(words.values()))
     low, high = RARE
     telling = {word for word, count in counts.items() if low <= count <= high}
-    return {reference: frozenset(group & telling) for reference, group in words.items()}
+    return {reference: group & telling for reference, group in words.items()}
 
 
 class _Stems(dict[str, str]):
@@ -202,16 +204,17 @@ def companions(pivot: Telling, other: Telling) -> dict[str, list[tuple[float, st
     """Word of the pivot -> its five commonest companions in the other text, each with Dice's coefficient, best first."""
     left: Counter[str] = Counter()
     right: Counter[str] = Counter()
-    both: dict[str, Counter[str]] = defaultdict(Counter)
+    beside: dict[str, list[frozenset[str]]] = defaultdict(list)
     for reference, words in pivot.items():
         there = other.get(reference)
         if there:
             left.update(words)
             right.update(there)
             for word in words:
-                both[word].update(there)
+                beside[word].append(there)
     result = {}
-    for word, counts in both.items():
+    for word, groups in beside.items():
+        counts = Counter(chain.from_iterable(groups))
         scored = ((2 * times / (left[word] + right[companion]), companion) for companion, times in counts.items() if times > 1)
         result[word] = heapq.nsmallest(5, scored, key=lambda item: (-item[0], item[1]))
     return result
@@ -237,7 +240,9 @@ def _chapters(verses: Iterable[Reference]) -> Iterator[list[Reference]]:
 
 
 def _runs(references: list[Reference], here: list[float], likeness: Likeness, name: str, places: int) -> list[Shift]:
-    there = [likeness(reference, reference._replace(verse=reference.verse + places)) for reference in references]
+    there = [likeness(one, Reference(one.book, one.chapter, one.verse + places)) for one in references]
+    if sum(away - in_place for away, in_place in zip(there, here, strict=True) if away > in_place) < MIN_GAIN / 2:
+        return []  # no window can gain enough
     hits = [
         start
         for start in range(len(references) - WINDOW + 1)

@@ -8,16 +8,15 @@ Spanish side really has one of its equivalents: whoever asks for "alianza" where
 from __future__ import annotations
 
 import json
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from bible_data.books import DATA
 from bible_data.errors import CorpusError
-
-_WORD = re.compile(r"[^\W\d_]+")
+from bible_data.words import lower_words
 
 
 @dataclass(frozen=True)
@@ -57,15 +56,14 @@ def load(text: str | None = None) -> tuple[Term, ...]:
 
 def words(text: str, *, accents: bool = False) -> list[str]:
     """The words of a sentence in lower case; accents go (but ñ stays) unless asked for."""
-    found = _WORD.findall(text.lower())
+    found = lower_words(text)
     if accents or text.isascii():
         return found
-    return [_without_accents(word) for word in found]
+    return [word if word.isascii() else _without_accents(word) for word in found]
 
 
+@lru_cache(maxsize=100_000)
 def _without_accents(word: str) -> str:
-    if word.isascii():
-        return word
     kept = unicodedata.normalize("NFD", word).replace("n\u0303", "ñ")
     return "".join(sign for sign in kept if not unicodedata.combining(sign))
 
@@ -75,17 +73,23 @@ class Finder:
 
     def __init__(self, phrases: Iterable[tuple[str, int]]) -> None:
         """`phrases`: (phrase, the number to report for it)."""
-        self._by_first: dict[str, list[tuple[tuple[str, ...], int]]] = {}
+        self._single: dict[str, set[int]] = {}
+        self._longer: dict[str, list[tuple[list[str], int]]] = {}
         for phrase, number in phrases:
-            parts = tuple(words(phrase))
-            self._by_first.setdefault(parts[0], []).append((parts, number))
+            first, *rest = parts = words(phrase)
+            if rest:
+                self._longer.setdefault(first, []).append((parts, number))
+            else:
+                self._single.setdefault(first, set()).add(number)
+        self._firsts = frozenset(self._single.keys() | self._longer.keys())
 
     def find(self, sentence: Sequence[str]) -> set[int]:
         """The numbers of the phrases that a sentence, given as `words`, contains."""
-        found = set()
-        for place, word in enumerate(sentence):
-            for parts, number in self._by_first.get(word, ()):
-                if len(parts) == 1 or tuple(sentence[place : place + len(parts)]) == parts:
+        found: set[int] = set()
+        for word in self._firsts.intersection(sentence):
+            found |= self._single.get(word, set())
+            for parts, number in self._longer.get(word, ()):
+                if any(sentence[place : place + len(parts)] == parts for place, other in enumerate(sentence) if other == word):
                     found.add(number)
         return found
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from itertools import pairwise
+from itertools import chain, pairwise
 
 from bible_data.books import Reference
+from bible_data.words import lower_words
 
 MIN_JOINS = 10
 """Capitals inside words before a text counts as damaged."""
@@ -25,7 +26,7 @@ CLEAR = 5
 """How many times better the best way to take a word apart must be than the next."""
 
 _WORD = re.compile(r"[^\W\d_]+")
-_JOIN = re.compile(r"(?<=[a-zæ])(?=[A-Z])")
+_JOIN = re.compile(r"[a-zæ][A-Z]")
 _SHORT = frozenset({"a", "i", "o", "s"})
 _FUNCTION_WORDS = frozenset(
     """
@@ -46,7 +47,7 @@ Verses = Mapping[Reference, str]
 
 def damaged(verses: Verses) -> bool:
     """Whether the text shows joins that no spelling explains."""
-    return sum(len(_JOIN.findall(text)) for text in verses.values()) >= MIN_JOINS
+    return len(_JOIN.findall("\n".join(verses.values()))) >= MIN_JOINS
 
 
 def repair(texts: Mapping[str, Verses]) -> dict[str, dict[Reference, str]]:
@@ -54,7 +55,7 @@ def repair(texts: Mapping[str, Verses]) -> dict[str, dict[Reference, str]]:
     broken = {name for name, verses in texts.items() if damaged(verses)}
     if not broken or len(texts) == 1:
         return {name: {} for name in texts}
-    lists = {name: _WORD.findall("\n".join(verses.values()).lower()) for name, verses in texts.items()}
+    lists = {name: list(chain.from_iterable(map(lower_words, verses.values()))) for name, verses in texts.items()}
     words = {name: Counter(found) for name, found in lists.items()}
     everywhere: Counter[str] = Counter()
     for counts in words.values():
@@ -117,7 +118,7 @@ def _changed(verses: Verses, chosen: Mapping[str, list[str] | None], unknown: se
     mended = {word for word in unknown if chosen[word]}
     changed = {}
     for reference, text in verses.items():
-        if mended.isdisjoint(_WORD.findall(text.lower())):
+        if mended.isdisjoint(lower_words(text)):
             continue
         after = _WORD.sub(replace, text)
         if after != text:

@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_UP, Decimal
+from itertools import chain
 
 from bible_data.alignment import bare
 from bible_data.books import GENRES, Reference
@@ -25,9 +26,7 @@ LARGEST_TEST_CLUSTER = 8
 """References. A larger cluster is a formula ("And the LORD spake unto Moses, saying"); testing it often would measure little."""
 
 Verses = Mapping[Reference, str]
-WORD_BITS = 20
-"""Room for a million different words in a gram's number."""
-GRAM_MASK = (1 << WORD_BITS * GRAM) - 1
+Gram = tuple[str, ...]
 
 
 class Clusters:
@@ -123,55 +122,57 @@ def join_same(clusters: Clusters, texts: Sequence[Verses]) -> None:
         for reference, text in verses.items():
             place = clusters.place(reference)
             if place is not None:
-                clusters.join(place, first.setdefault(bare(text), place))
+                other = first.setdefault(bare(text), place)
+                if other != place:
+                    clusters.join(place, other)
 
 
 def join_near(clusters: Clusters, texts: Sequence[Verses]) -> None:
-    """Join references of which one verse shares NEAR_SHARE of its grams with the verses of the other, in all texts together."""
-    numbers: dict[str, int] = {}
-    everything = [
-        (place, grams(text, numbers))
-        for verses in texts
-        for reference, text in verses.items()
-        if (place := clusters.place(reference)) is not None
-    ]
-    by_place: dict[int, set[int]] = defaultdict(set)
-    for place, here in everything:
-        by_place[place].update(here)
-    where = shared_grams(by_place)
-    for place, here in everything:
-        found = [where[gram] for gram in here if gram in where]
-        need = NEAR_SHARE * len(here)
-        if not found or len(found) < need:
-            continue
-        for other, times in Counter(place for places in found for place in places).items():
-            if times >= need:
+    """Join references of which one verse shares NEAR_SHARE of its grams with the verses of the other, in all texts together.
+
+    Grams are made twice for the few verses that come near it, and kept for none: all of them would take a gigabyte.
+    """
+    everything = [(clusters.place(reference), text) for verses in texts for reference, text in verses.items()]
+    verses = [(place, text) for place, text in everything if place is not None]
+    by_place: dict[int, set[Gram]] = defaultdict(set)
+    counts = []
+    for place, text in verses:
+        here = grams(text)
+        by_place[place] |= here
+        counts.append(len(here))
+    shared = shared_grams(by_place)
+    where: dict[Gram, list[int]] = defaultdict(list)
+    for place, here in shared.items():
+        for gram in here:
+            where[gram].append(place)
+    for (place, text), count in zip(verses, counts, strict=True):
+        if count and len(shared[place]) >= NEAR_SHARE * count:
+            for other in _near(grams(text), shared[place], where):
                 clusters.join(place, other)
 
 
-def grams(text: str, numbers: dict[str, int]) -> tuple[int, ...]:
-    """The distinct 5-grams of a verse, each as one number; `numbers` gives each new word its own and grows."""
-    result = set()
-    gram = 0
-    for length, word in enumerate(text.split(), start=1):
-        gram = (gram << WORD_BITS | numbers.setdefault(word, len(numbers))) & GRAM_MASK
-        if length >= GRAM:
-            result.add(gram)
-    return tuple(result)
+def _near(here: set[Gram], shared: set[Gram], where: Mapping[Gram, list[int]]) -> list[int]:
+    """The references that have NEAR_SHARE of a verse's grams; it itself may be among them."""
+    found, need = here & shared, NEAR_SHARE * len(here)
+    if len(found) < need:
+        return []
+    return [other for other, times in Counter(chain.from_iterable(where[gram] for gram in found)).items() if times >= need]
 
 
-def shared_grams(by_place: Mapping[int, set[int]]) -> dict[int, list[int]]:
-    """Gram -> the references that have it, for grams of two references or more."""
-    seen: set[int] = set()
-    twice: set[int] = set()
+def grams(text: str) -> set[Gram]:
+    """The distinct 5-grams of a folded verse."""
+    words = text.split()
+    return set(zip(*(words[start:] for start in range(GRAM)), strict=False))
+
+
+def shared_grams(by_place: Mapping[int, set[Gram]]) -> dict[int, set[Gram]]:
+    """Of the grams of each reference those that another one has too."""
+    seen: set[Gram] = set()
+    twice: set[Gram] = set()
     for here in by_place.values():
         twice |= seen & here
         seen |= here
-    shared: dict[int, list[int]] = {gram: [] for gram in twice}
-    for place, here in by_place.items():
-        for gram in here & twice:
-            shared[gram].append(place)
-    return shared
+    return {place: here & twice for place, here in by_place.items()}
 
 
 def hash_order(reference: Reference) -> str:

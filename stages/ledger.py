@@ -62,10 +62,19 @@ class Ledger:
 
     def mark(self) -> Mark:
         """Make everything so far durable, and say where it ends."""
+        found = self.here()
+        self.sync()
+        return found
+
+    def here(self) -> Mark:
+        """Where everything so far ends; durable with the next `sync`."""
         self._file.flush()
+        return Mark(self._size_bytes, self._digest.hexdigest())
+
+    def sync(self) -> None:
+        """Make durable what was flushed; another thread may append meanwhile."""
         os.fsync(self._file.fileno())
         sync_folder(self.path.parent)
-        return Mark(self._size_bytes, self._digest.hexdigest())
 
     def entries(self) -> Iterator[Entry]:
         """Every step recorded so far, read back from the file."""

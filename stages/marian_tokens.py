@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,15 @@ class TokenTable:
     @classmethod
     def of(cls, rows: Sequence[Sequence[int]]) -> TokenTable:
         """The table of these rows of ids."""
-        lengths = np.fromiter((len(row) for row in rows), np.int64, len(rows))
-        values = np.fromiter((token for row in rows for token in row), np.int32, int(lengths.sum()))
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        values = np.fromiter(chain.from_iterable(rows), np.int32, int(lengths.sum()))
         return cls(values, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+
+    @classmethod
+    def joined(cls, tables: Sequence[TokenTable]) -> TokenTable:
+        """One table of them all, in order."""
+        lengths = np.concatenate([np.diff(table.offsets) for table in tables])
+        return cls(np.concatenate([table.values for table in tables]), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
 
 
 @dataclass(frozen=True)
@@ -94,9 +101,9 @@ def save_rows(rows: Rows, folder: Path) -> None:
 
 
 def load_rows(folder: Path) -> Rows:
-    """Read back what `save_rows` wrote."""
+    """Open what `save_rows` wrote, by memory map: a row is read from disk when it is used."""
     ids = msgspec.json.decode((folder / "ids.json").read_bytes(), type=tuple[str, ...])
-    arrays = {name: np.load(folder / f"{name}.npy") for name in ARRAYS}
+    arrays = {name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in ARRAYS}
     tables = (TokenTable(arrays[f"{side}_values"], arrays[f"{side}_offsets"]) for side in ("source", "target"))
     return Rows(ids, *tables, arrays["source_of"], arrays["target_of"])
 
@@ -109,14 +116,15 @@ def _arrays(rows: Rows) -> dict[str, NDArray[Any]]:
 def encode(ctx: StageContext, tokenizer: Any, texts: Sequence[str], *, target: bool) -> TokenTable:
     """Ids of the texts, end mark included, equal to those of MarianTokenizer."""
     fast = FastMarian(tokenizer, target=target)
-    rows: list[Sequence[int]] = []
+    parts = [TokenTable.of([])]
     for start in range(0, len(texts), BLOCK):
         ctx.check_stop()
-        rows.extend(fast.ids(texts[start : start + BLOCK]))
-        ctx.progress(len(rows), len(texts), "texts")
+        parts.append(fast.ids(texts[start : start + BLOCK]))
+        ctx.progress(min(start + BLOCK, len(texts)), len(texts), "texts")
+    table = TokenTable.joined(parts)
     spread = range(0, len(texts), max(1, len(texts) // COMPARED))
-    if all(list(rows[index]) == slow_ids(tokenizer, texts[index], target=target) for index in spread):
-        return TokenTable.of(rows)
+    if all(table[index].tolist() == slow_ids(tokenizer, texts[index], target=target) for index in spread):
+        return table
     ctx.note("The fast tokenizer differs from MarianTokenizer on this vocabulary; the slow one is used", level="warning")
     return TokenTable.of([slow_ids(tokenizer, text, target=target) for text in texts])
 
@@ -136,23 +144,33 @@ class FastMarian:
         self.pieces = tokenizer.spm_target if target else tokenizer.spm_source
         self.vocabulary: dict[str, int] = tokenizer.target_encoder if target and tokenizer.separate_vocabs else tokenizer.encoder
         self.unknown = self.vocabulary[tokenizer.unk_token]
-        names = (self.pieces.id_to_piece(index) for index in range(self.pieces.get_piece_size()))
-        self.table = np.array([self.vocabulary.get(name, self.unknown) for name in names], dtype=np.int32)
+        names = [self.pieces.id_to_piece(index) for index in range(self.pieces.get_piece_size())]
+        self.known = len(names)
+        own = [self.vocabulary.get(name, self.unknown) for name in names]
+        self.table = np.array([*own, *range(max(self.vocabulary.values()) + 1)], dtype=np.int32)
+        """Sentencepiece's id -> Marian's; an id of Marian's own stands `known` places further."""
         self.specials = tuple({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab(), ">>"})
 
-    def ids(self, texts: Sequence[str]) -> list[Sequence[int]]:
+    def ids(self, texts: Sequence[str]) -> TokenTable:
         """Ids of each text, end mark included."""
-        end, unknown_piece = self.tokenizer.eos_token_id, self.pieces.unk_id()
-        rows: list[Sequence[int]] = []
-        for text, encoded in zip(texts, self.pieces.encode(list(texts), out_type=int), strict=True):
-            if any(special in text for special in self.specials):
-                rows.append(slow_ids(self.tokenizer, text, target=self.target))
-            elif unknown_piece in encoded:
-                named = self.pieces.encode(text, out_type=str)
-                rows.append([*(self.vocabulary.get(piece, self.unknown) for piece in named), end])
-            else:
-                rows.append([*self.table[encoded].tolist(), end])
-        return rows
+        end, unknown_piece = self.known + self.tokenizer.eos_token_id, self.pieces.unk_id()
+        rows: list[list[int]] = self.pieces.encode(list(texts), out_type=int)
+        for number, row in enumerate(rows):
+            if unknown_piece in row:
+                named = self.pieces.encode(texts[number], out_type=str)
+                rows[number] = [self.known + self.vocabulary.get(piece, self.unknown) for piece in named]
+        for number in self._special(texts):
+            rows[number] = [self.known + token for token in slow_ids(self.tokenizer, texts[number], target=self.target)[:-1]]
+        for row in rows:
+            row.append(end)
+        table = TokenTable.of(rows)
+        return TokenTable(self.table[table.values], table.offsets)
+
+    def _special(self, texts: Sequence[str]) -> list[int]:
+        """Which texts hold a mark that the tokenizer treats by itself; mostly none, and one look at all of them says so."""
+        together = "\n".join(texts)
+        marks = [mark for mark in self.specials if mark in together]
+        return [number for number, text in enumerate(texts) if any(mark in text for mark in marks)] if marks else []
 
 
 def _unique(texts: Iterable[str]) -> tuple[list[str], NDArray[np.int64]]:

@@ -24,6 +24,16 @@ MAX_DEV_SHARE = 0.1
 """Of the references: a small corpus gives a smaller dev set than asked for."""
 
 
+class Place(msgspec.Struct, frozen=True):
+    """Where else the pair of a line stands."""
+
+    book: str
+    chapter: int
+    verse: int
+    en_source: str
+    es_source: str
+
+
 class VerseLine(msgspec.Struct, frozen=True):
     """One line of verse_pairs_train.jsonl, as far as training needs it."""
 
@@ -34,6 +44,7 @@ class VerseLine(msgspec.Struct, frozen=True):
     verse: int
     en_source: str
     es_source: str
+    also: tuple[Place, ...] = ()
 
 
 class GlossaryLine(msgspec.Struct, frozen=True):
@@ -52,6 +63,8 @@ class TrainingPair:
     es: str
     reference: str | None
     """Book, chapter and verse; None for a glossary term."""
+    editions: tuple[str, ...] = ()
+    """Texts that say this at this verse, but for case and punctuation: `KJV>SpaRV`, ..."""
 
 
 def read_verses(path: Path) -> list[TrainingPair]:
@@ -63,7 +76,10 @@ def read_verses(path: Path) -> list[TrainingPair]:
     pairs = []
     for line in _lines(path, VerseLine):
         reference = f"{line.book} {line.chapter}:{line.verse}"
-        pairs.append(TrainingPair(f"{reference} {line.en_source}>{line.es_source}", line.en, line.es, reference))
+        edition = f"{line.en_source}>{line.es_source}"
+        here = (one for one in line.also if (one.book, one.chapter, one.verse) == (line.book, line.chapter, line.verse))
+        editions = (edition, *(f"{one.en_source}>{one.es_source}" for one in here))
+        pairs.append(TrainingPair(f"{reference} {edition}", line.en, line.es, reference, editions))
     if not pairs:
         raise MisconfiguredError(f"{path} holds no verse pair; run the corpus stage again")
     return pairs

@@ -248,6 +248,36 @@ def test_counts_of_the_build(built: tuple[Path, Manifest, float, int]) -> None:
 
 
 @pytest.mark.slow
+def test_the_pairs_are_the_golden_ones(built: tuple[Path, Manifest, float, int]) -> None:
+    """To the byte what they were in November 2026: another digest needs a reason, and every trained model its corpus again."""
+    digests = {name: built[1].outputs[name].sha256 for name in (TRAIN, TEST)}
+    assert digests == {
+        TRAIN: "276bbf8f8e95b4702139d09ebfa45e3336f8839d343ad629453934bdfb8894fc",
+        TEST: "521b467decc973771b728f954313bf2b6b60800f9559fed36a08c335309945fd",
+    }
+
+
+@pytest.mark.slow
+def test_the_page_says_what_the_manifest_does(built: tuple[Path, Manifest, float, int]) -> None:
+    """docs/corpus.md: each rule's row with the count of every text, each reason's, each genre's, and the pairs of each step."""
+    page = (ROOT / "docs" / "corpus.md").read_text(encoding="utf-8")
+    cells = {row[1].strip(): [cell.strip() for cell in row[2:-1]] for line in page.splitlines() if len(row := line.split("|")) > 3}
+    manifest = built[1]
+    texts = {text.name: text for text in manifest.texts}
+    for rule in {rule for text in manifest.texts for rule in text.changed}:
+        assert cells[rule][1:] == [f"{text.changed.get(rule, 0):,}" for text in manifest.texts], rule
+    for reason in {reason for text in manifest.texts for reason in text.dropped}:
+        names = ("ASV", "BBE", "NHEB", "SpaRV", "SpaRV1865")
+        assert cells[reason][1:] == [f"{texts[name].dropped.get(reason, 0):,}" for name in names], reason
+    for genre, count in manifest.split.references.items():
+        assert cells[genre] == [f"{count:,}", f"{manifest.split.test_references[genre]:,}"]
+    counts = [manifest.pairs.published, manifest.pairs.cleaned, manifest.pairs.aligned, manifest.pairs.train, manifest.pairs.test]
+    counts += [manifest.pairs.train_folded, manifest.pairs.test_folded, manifest.pairs.exact_duplicates, manifest.glossary_attested]
+    counts += [manifest.pairs.folded_duplicates, manifest.split.clusters, manifest.split.clustered_references]
+    assert [count for count in counts if f"{count:,}" not in page] == []
+
+
+@pytest.mark.slow
 def test_no_leak(built: tuple[Path, Manifest, float, int]) -> None:
     """By reference, by text without case, punctuation, accents and spaces, and by 60 % of the 5-grams of any one train verse."""
     train, test = rows(built[0] / TRAIN), rows(built[0] / TEST)

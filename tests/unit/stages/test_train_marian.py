@@ -13,12 +13,13 @@ import pytest
 import torch
 from transformers import MarianMTModel, MarianTokenizer
 
-from stages import train_marian
+from stages import marian_ct2, train_marian
 from stages.marian_tokens import TokenTable, encode, slow_ids, tokenize
 from stages.runtime import Delivery, StageContext
 from stages.tiny import make_marian
 from stages.verse_pairs import TrainingPair
 from state.contract import Event, MisconfiguredError, Note, Spec, StopRequested
+from state.durable import file_digest
 from state.settings import TrainMarian
 from state.workspace import Workspace
 
@@ -120,22 +121,68 @@ def test_pad_row_stays_zero(trained: tuple[Workspace, Delivery]) -> None:
     assert moved.sum() == len(moved) - 1
 
 
-def test_ctranslate2_translates_alike(tmp_path: Path, trained: tuple[Workspace, Delivery]) -> None:
-    """The delivered model gives the same words in CTranslate2 as in transformers: evaluation may use the fast one."""
+def test_ctranslate2_translates_alike(trained: tuple[Workspace, Delivery]) -> None:
+    """What is delivered for CTranslate2 says the same words as the model in transformers: evaluation may use the fast one."""
     import ctranslate2
-    from ctranslate2.converters import TransformersConverter
 
     _made, delivery = trained
     folder = delivery.outputs[0]
-    TransformersConverter(str(folder)).convert(str(tmp_path / "ct2"))
+    assert delivery.metrics["ctranslate2_equal"] == 1.0
     tokenizer = MarianTokenizer.from_pretrained(folder)
     model = MarianMTModel.from_pretrained(folder).eval()
-    translator = ctranslate2.Translator(str(tmp_path / "ct2"), device="cpu", intra_threads=1)
+    translator = ctranslate2.Translator(str(folder / "ct2"), device="cpu", intra_threads=1)
+    checked = msgspec.json.decode((folder / "ct2" / "checked.json").read_bytes(), type=marian_ct2.Checked)
+    assert checked.weights == file_digest(folder / "model.safetensors")
+    assert checked.samples == 8  # the dev set
     for english, _spanish in PAIRS[::9]:
         pieces = tokenizer.convert_ids_to_tokens(tokenizer(english)["input_ids"])
         fast = translator.translate_batch([pieces], beam_size=1, max_decoding_length=60)[0].hypotheses[0]
         slow = model.generate(**tokenizer([english], return_tensors="pt"), num_beams=1, max_new_tokens=60)
         assert tokenizer.convert_tokens_to_string(fast) == tokenizer.decode(slow[0], skip_special_tokens=True)
+
+
+def spoil(model: MarianMTModel, how: str) -> None:
+    """Make `model` another one than was converted."""
+    weight = model.get_input_embeddings().weight
+    with torch.no_grad():
+        if how == "the pad row":
+            weight[model.config.pad_token_id] = 0.5
+        elif how == "two rows":
+            weight[[5, 6]] = weight[[6, 5]]
+        else:
+            model.get_encoder().layers[0].fc2.weight *= 1.05
+
+
+@pytest.mark.parametrize("how", ["the pad row", "two rows", "a layer"])
+def test_a_model_that_differs_in_ctranslate2_is_not_delivered_there(
+    tmp_path: Path, trained: tuple[Workspace, Delivery], how: str
+) -> None:
+    """A `<pad>` row that moved, mixed-up embeddings or another layer: the reason is told and no folder is left."""
+    made, delivery = trained
+    folder = shutil.copytree(delivery.outputs[0], tmp_path / "model")
+    shutil.rmtree(folder / "ct2")
+    tokenizer = MarianTokenizer.from_pretrained(folder)
+    model = MarianMTModel.from_pretrained(folder)
+    sources = [tokenizer(english)["input_ids"] for english, _ in PAIRS[::4]]
+    assert marian_ct2.deliver(context(made), model, tokenizer, folder, sources) is None
+    spoil(model, how)
+    if how == "the pad row":
+        model.save_pretrained(folder)  # CTranslate2 takes it for zero in the first step
+    told = marian_ct2.deliver(context(made), model, tokenizer, folder, sources)
+    assert told is not None
+    assert "behind the model's own choice" in told
+    assert not (folder / "ct2").exists()
+
+
+def test_a_model_that_cannot_be_converted_stays(tmp_path: Path, trained: tuple[Workspace, Delivery]) -> None:
+    """What goes wrong in a conversion is told; the model itself stays."""
+    made, delivery = trained
+    folder = shutil.copytree(delivery.outputs[0], tmp_path / "model")
+    model, tokenizer = MarianMTModel.from_pretrained(folder), MarianTokenizer.from_pretrained(folder)
+    (folder / "config.json").write_text('{"model_type": "marian", "d_model": 7}')
+    assert marian_ct2.deliver(context(made), model, tokenizer, folder, [[5, 0]]) is not None
+    assert not (folder / "ct2").exists()
+    assert (folder / "model.safetensors").exists()
 
 
 class StoppedAtStep20(StageContext):
@@ -155,7 +202,7 @@ def test_stopped_stage_delivers_the_same_bytes(tmp_path: Path, model_folder: Pat
     with pytest.raises(StopRequested):
         train_marian.main(first)
     delivery = train_marian.main(context(made, attempt=2))
-    for name in ("model.safetensors", "config.json", "vocab.json"):
+    for name in ("model.safetensors", "config.json", "vocab.json", "ct2/model.bin", "ct2/checked.json"):
         assert (delivery.outputs[0] / name).read_bytes() == (trained[1].outputs[0] / name).read_bytes()
 
 
@@ -215,6 +262,22 @@ def test_collate_shifts_and_pads() -> None:
         "decoder_input_ids": [[98, 8, 99, 99], [98, 9, 9, 9]],
         "labels": [[8, 0, -100, -100], [9, 9, 9, 0]],
     }
+
+
+def test_labels_are_smoothed_in_training_alone(model_folder: Path) -> None:
+    """The dev loss is that of the true labels whatever the setting; in training a smoothed label costs what its definition says."""
+    model = MarianMTModel.from_pretrained(model_folder, dropout=0.0)
+    table = TokenTable.of([[5, 6, 0], [7, 0]])
+    rows = train_marian.Rows(("a", "b"), table, table, np.array([0, 1]), np.array([0, 1]))
+    batch = train_marian.collate(rows, [0, 1], train_marian.Marks(model.config))
+    plain, smoothed = train_marian.translation_loss(0.0), train_marian.translation_loss(0.1)
+    with torch.no_grad():
+        assert torch.equal(smoothed(model.eval(), batch)[0], plain(model, batch)[0])
+        logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+        everything = -logits.log_softmax(-1).mean(-1)[batch["labels"] != train_marian.IGNORED].sum()
+        expected = 0.9 * plain(model, batch)[0] + 0.1 * everything
+        assert smoothed(model.train(), batch)[0].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert smoothed(model, batch)[1] == 5
 
 
 def test_long_pairs_are_left_out_and_told(tmp_path: Path, model_folder: Path) -> None:
