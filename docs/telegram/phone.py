@@ -24,9 +24,9 @@ from PIL import Image
 
 from daemon import scores, view
 from daemon.phone import answers, messages, questions
-from daemon.results import plots
 from daemon.phone.dialogue import Button, Message
 from daemon.phone.standing import More
+from daemon.results import plots
 from daemon.view import View
 from state.contract import CommandKind
 from state.forecast import Forecast
