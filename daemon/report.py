@@ -149,7 +149,7 @@ def status_lines(
     host_text = host_line(host)
     plan = deadline_lines(forecast, now, zone) if forecast and not view.run.finished else []
     head = [part for line in (*headline(view, now, zone), *plan) for part in textwrap.wrap(line, columns)]
-    return [*head, "", *words.table(rows, right=(0, 3, 4)), *(["", host_text] if host_text else [])]
+    return [*head, "", *words.table(rows, right=(0, 3, 4)), *(["", *textwrap.wrap(host_text, columns)] if host_text else [])]
 
 
 def headline(view: View, now: float, zone: tzinfo | None = None) -> list[str]:

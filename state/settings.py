@@ -178,7 +178,7 @@ class Training(Settings, frozen=True, kw_only=True):
     """bitsandbytes' paged 8-bit AdamW; CUDA only."""
     bf16: bool = True
     checkpoint_every_s: Seconds = 600.0
-    """First interval between checkpoints; adapted to the measured save time."""
+    """Before the first checkpoint; the later intervals follow from the measured time of a save (Young's rule) and may be longer."""
     checkpoint_every_steps: Positive | None = None
     dev_examples: Annotated[int, Meta(ge=0)] = 500
     """Held out of training for the quality gate; 0: none."""

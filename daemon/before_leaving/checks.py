@@ -326,7 +326,7 @@ def telegram(name: str | NotKnown | None, *, sent: bool, quick: bool) -> Finding
 
 def service(enabled: str | NotKnown, active: str) -> Finding:
     """The service, as `systemctl is-enabled vigil` and `is-active` say."""
-    install = "./install_wsl_service.sh install"
+    install = "sudo ./install_wsl_service.sh install"
     if isinstance(enabled, NotKnown):
         return _away("service", Light.YELLOW, enabled.why, install)
     if enabled in ("enabled", "enabled-runtime", "static", "linked"):
@@ -337,11 +337,11 @@ def service(enabled: str | NotKnown, active: str) -> Finding:
 
 def windows(seen: Windows | NotKnown | None) -> list[Finding]:
     """Windows' own settings; None: this is no WSL."""
-    mend = "./install_wsl_service.sh install"
+    mend = "sudo ./install_wsl_service.sh install"
     if seen is None:
         return []
     if isinstance(seen, NotKnown):
-        return [_away("Windows", Light.YELLOW, f"not read: {seen.why}", "./install_wsl_service.sh verify")]
+        return [_away("Windows", Light.YELLOW, f"not read: {seen.why}", "sudo ./install_wsl_service.sh verify")]
     idle = dict(IDLE.findall(seen.wslconfig))
     missing = [name for name in ("instanceIdleTimeout", "vmIdleTimeout") if idle.get(name) != "-1"]
     stays = _away(".wslconfig", Light.YELLOW, f"{', '.join(missing)} not -1: WSL ends when idle", mend)

@@ -8,6 +8,7 @@ message to the paired chat.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import textwrap
 import time
@@ -55,7 +56,8 @@ class Scene:
 
     workspace: Workspace
     pipeline: Pipeline | None
-    path: str
+    given: str
+    """The pipeline file with the options that go with it, as the mending commands take them."""
     quick: bool
     faults: tuple[Finding, ...] = ()
 
@@ -95,12 +97,18 @@ def scene_of(workspace: Workspace, path: Path | None, overrides: Sequence[str], 
         pipeline, shown = _pipeline_of_run(workspace)
         return Scene(workspace, pipeline, shown, quick)
     try:
-        return Scene(workspace, config.load(path, overrides_with_unset(path, overrides)), str(path), quick)
+        pipeline = config.load(path, overrides_with_unset(path, overrides))
+        return Scene(workspace, pipeline, _given(workspace, path, overrides), quick)
     except config.ConfigError as error:
         fault = Finding(
             group="pipeline", title=path.name, light=Light.RED, seen=str(error), mend=f"mend {path}; then preflight again"
         )
         return Scene(workspace, None, str(path), quick, (fault,))
+
+
+def _given(workspace: Workspace, path: Path, overrides: Sequence[str]) -> str:
+    elsewhere = [] if workspace == Workspace.at("run") else ["--workspace", str(workspace.root)]
+    return shlex.join([str(path), *elsewhere, *(word for override in overrides for word in ("--set", override))])
 
 
 def _pipeline_of_run(workspace: Workspace) -> tuple[Pipeline | None, str]:
@@ -235,9 +243,9 @@ def _models(scene: Scene, read: Mapping[str, Any], plan: Plan) -> Iterable[Findi
     for model, stages in checks_plan.models(scene.pipeline).items():
         seen = plan.models.get(model)
         if seen is None:
-            yield checks.not_known("models", model.name, why, f"./vigil fetch {scene.path}")
+            yield checks.not_known("models", model.name, why, f"./vigil fetch {scene.given}")
         else:
-            yield checks.model(seen, stages, plan.cache, scene.path, needed=model in required)
+            yield checks.model(seen, stages, plan.cache, scene.given, needed=model in required)
 
 
 def _memory(scene: Scene, read: Mapping[str, Any], plan: Plan) -> Iterable[Finding]:
@@ -296,7 +304,7 @@ def _away(scene: Scene, read: Mapping[str, Any]) -> Iterable[Finding]:
     yield checks.service(told, "") if isinstance(told, NotKnown) else checks.service(*told)
     yield from checks.windows(read["windows"])
     if scene.pipeline is not None:
-        yield checks.rehearsal(scene.pipeline, forecast.estimates(scene.workspace), scene.path)
+        yield checks.rehearsal(scene.pipeline, forecast.estimates(scene.workspace), scene.given)
         yield from checks.deadline(scene.pipeline.deadline, forecast.latest(scene.workspace))
 
 

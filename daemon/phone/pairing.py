@@ -77,12 +77,17 @@ def judge(asked: Asked, code: str) -> Verdict:
     return Verdict(owner=asked) if right else Verdict(wrong=True)
 
 
+def _say(text: str) -> None:
+    """At once: the link must show in a pipe too."""
+    print(text, flush=True)
+
+
 def pair(
     workspace: Workspace | None,
     token_file: Path | None,
     *,
     environ: Mapping[str, str] = os.environ,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = _say,
     ask: Callable[[str], str] = getpass.getpass,
 ) -> int:
     """Pair: into the workspace's folder when one is given, else into the user's configuration folder.

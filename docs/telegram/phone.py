@@ -3,7 +3,7 @@
     .venv/bin/python docs/telegram/phone.py
 
 Needs Chromium and a font with emoji (on Debian and Ubuntu: chromium, fonts-noto-color-emoji).
-The words come from `daemon.phone.answers`, `questions` and `messages`, to the letter; nothing here is written by hand but the order.
+The words come from `daemon.phone`, to the letter; nothing here is written by hand but the order.
 """
 
 from __future__ import annotations
