@@ -7,12 +7,13 @@ Cutting a recording into chunks is `stages.cutting`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft, ndimage, signal, special
+from scipy import fft, ndimage, signal
 
 RATE = 16_000
 FRAME = 160
@@ -29,6 +30,9 @@ DENOISE_PAD = 30_000
 N_FFT, HOP = 1024, 256
 TIME_CONSTANT_S, MASK_HZ, MASK_MS = 2.0, 500, 50
 SIGMOID_SHIFT, SIGMOID_SLOPE = 2.0, 10.0
+BIN_REACH, TIME_REACH = int(MASK_HZ / (RATE / (N_FFT / 2))), int(MASK_MS / (HOP / RATE * 1000))
+TRAIL_FRAMES, CACHED_FRAMES = 32, 128
+"""Frames at once: few enough to stay in the cache."""
 
 LOUDNESS_STEP = RATE // 10  # 100 ms: a 400 ms gating block with 75 % overlap is four of these
 ABSOLUTE_GATE_LUFS, RELATIVE_GATE_LU = -70.0, -10.0
@@ -36,6 +40,8 @@ OVERSAMPLING = 4  # ITU-R BS.1770-4, annex 2
 LIMITER_FRAME = 16  # 1 ms
 LIMITER_REACH = 5  # frames: the gain starts to fall 5 ms before a peak and is back 5 ms after it
 LIMITER_PAD = LIMITER_FRAME * 4 * LIMITER_REACH
+PEAK_REACH = 10
+"""Samples on both sides that a finer sample between them depends on."""
 
 Wave = NDArray[np.float32]
 Powers = NDArray[np.float64]
@@ -57,9 +63,9 @@ def channel_weights(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def clipped_samples(samples: NDArray[np.floating]) -> int:
     """Samples at full scale next to another one at full scale: a lone peak is no clipping. Any shape; time is last."""
-    full = np.abs(samples) >= FULL_SCALE
-    if not full.any():
+    if not samples.size or (samples.max() < FULL_SCALE and samples.min() > -FULL_SCALE):
         return 0
+    full = np.abs(samples) >= FULL_SCALE
     beside = np.zeros_like(full)
     beside[..., 1:] |= full[..., :-1]
     beside[..., :-1] |= full[..., 1:]
@@ -169,17 +175,30 @@ def overlapped(blocks: Iterable[Wave], size: int, pad: int) -> Iterator[tuple[Wa
 
 
 def _gated(samples: Wave, strength: float) -> Wave:
-    frames = _frames(samples)
-    spectrum = fft.rfft(frames * _window(), axis=1)  # (frames, bins) complex64
-    magnitude = np.abs(spectrum)
+    spectrum = fft.rfft(_frames(samples) * _window(), axis=1, overwrite_x=True)  # (frames, bins) complex64
+    magnitude = np.sqrt(spectrum.real**2 + spectrum.imag**2)
     floor = _followed(magnitude)
-    above = (magnitude - floor) / np.maximum(floor, 1e-12)
-    mask = special.expit((above - np.float32(SIGMOID_SHIFT)) * np.float32(SIGMOID_SLOPE))
-    mask = _smoothed(mask)
-    mask *= np.float32(strength)
-    mask += np.float32(1.0 - strength)
-    spectrum *= mask
+    mask = np.zeros((len(magnitude) + 2 * TIME_REACH, magnitude.shape[1]), dtype=np.float32)
+    for at in range(0, len(magnitude), CACHED_FRAMES):
+        part = slice(at, at + CACHED_FRAMES)
+        mask[TIME_REACH:-TIME_REACH][part] = _masked(magnitude[part], floor[part])
+    for at in range(0, len(magnitude), CACHED_FRAMES):
+        smooth = _triangle(mask[at : at + CACHED_FRAMES + 2 * TIME_REACH].T, TIME_REACH).T
+        smooth *= np.float32(strength)
+        smooth += np.float32(1.0 - strength)
+        spectrum[at : at + CACHED_FRAMES] *= smooth
     return _overlap_add(fft.irfft(spectrum, n=N_FFT, axis=1), len(samples))
+
+
+def _masked(magnitude: Wave, floor: Wave) -> Wave:
+    """The mask of some frames, smoothed over frequency: a sigmoid of how far they stand above the floor, in floors."""
+    mask = magnitude / np.maximum(floor, np.float32(1e-12))
+    mask -= np.float32(1 + SIGMOID_SHIFT)
+    mask *= np.float32(-SIGMOID_SLOPE)
+    np.exp(mask, out=mask)
+    mask += 1
+    np.reciprocal(mask, out=mask)
+    return _triangle(np.pad(mask, ((0, 0), (BIN_REACH, BIN_REACH))), BIN_REACH)
 
 
 def _window() -> Wave:
@@ -205,7 +224,8 @@ def _overlap_add(frames: Wave, length: int) -> Wave:
     for quarter in range(N_FFT // HOP):
         total[quarter : quarter + len(frames)] += quarters[:, quarter]
         norm[quarter : quarter + len(frames)] += weights[quarter]
-    whole = (total / np.maximum(norm, 1e-10)).reshape(-1)[N_FFT // 2 :]
+    total /= np.maximum(norm, np.float32(1e-10), out=norm)
+    whole = total.reshape(-1)[N_FFT // 2 :]
     out = np.zeros(length, dtype=np.float32)
     out[: min(length, len(whole))] = whole[:length]
     return out
@@ -215,20 +235,50 @@ def _followed(magnitude: Wave) -> Wave:
     """The magnitudes smoothed forward and backward in time by one pole, each way starting in its steady state."""
     frames = TIME_CONSTANT_S * RATE / HOP
     pole = (np.sqrt(1 + 4 * frames**2) - 1) / (2 * frames**2)
-    b, a = np.array([pole], dtype=np.float32), np.array([1, pole - 1], dtype=np.float32)
-    steady = np.float32(1 - pole)
-    forward, _ = signal.lfilter(b, a, magnitude, axis=0, zi=steady * magnitude[:1])
-    backward, _ = signal.lfilter(b, a, forward[::-1], axis=0, zi=steady * forward[-1:])
-    return backward[::-1]
+    out = np.empty_like(magnitude)
+    _trail(magnitude, out, pole)
+    _trail(out[::-1], out[::-1], pole)
+    return out
 
 
-def _smoothed(mask: Wave) -> Wave:
-    """The mask under a triangle over frequency and one over time, zeros outside."""
-    for axis, reach in ((0, int(MASK_MS / (HOP / RATE * 1000))), (1, int(MASK_HZ / (RATE / (N_FFT / 2))))):
-        rise = np.arange(1, reach + 2, dtype=np.float64)
-        triangle = np.concatenate([rise, rise[-2::-1]])
-        mask = ndimage.convolve1d(mask, triangle / triangle.sum(), axis=axis, mode="constant")
-    return mask
+def _trail(rows: Wave, out: Wave, pole: float) -> None:
+    """Each row of `out`: the one before it, moved by `pole` of the way towards that of `rows`. They may be the same array.
+
+    Some rows at once, as a product with the triangle of their weights: three times as fast as a filter down the columns.
+    """
+    at = np.arange(TRAIL_FRAMES)
+    weights = np.tril(pole * (1 - pole) ** np.abs(at[:, None] - at)).astype(np.float32)
+    faded = ((1 - pole) ** (at + 1)).astype(np.float32)[:, None]
+    before = rows[0].copy()
+    for start in range(0, len(rows), TRAIL_FRAMES):
+        part = rows[start : start + TRAIL_FRAMES]
+        count = len(part)
+        out[start : start + count] = weights[:count, :count] @ part + faded[:count] * before
+        before = out[start + count - 1].copy()
+
+
+def _triangle(rows: Wave, reach: int) -> Wave:
+    """Each row under a triangle that ends `reach` values away, zeros outside: a box seen through itself."""
+    wide = _box(_box(rows, reach + 1), reach + 1)
+    wide *= np.float32(1 / (reach + 1) ** 2)
+    return wide
+
+
+def _box(rows: Wave, width: int) -> Wave:
+    """Sums of `width` neighbours in each row, by doubling; rows become shorter by `width` - 1."""
+    left = rows.shape[1] - width + 1
+    doubled, reach, taken, total = rows, 1, 0, None
+    while True:
+        if width & reach:
+            part = doubled[:, taken : taken + left]
+            total = part if total is None else total + part
+            taken += reach
+        if taken == width:
+            break
+        doubled = doubled[:, :-reach] + doubled[:, reach:]
+        reach *= 2
+    assert total is not None
+    return total
 
 
 # -- loudness
@@ -312,12 +362,29 @@ def levelled(blocks: Iterable[Wave], gain: float, ceiling_dbtp: float) -> Iterat
 
 
 def true_peaks(samples: Wave) -> NDArray[np.float64]:
-    """True peak of each 1 ms frame, the last one filled with zeros; shape (ceil(samples / 16),)."""
-    fine = np.abs(signal.resample_poly(samples, OVERSAMPLING, 1))
-    per = LIMITER_FRAME * OVERSAMPLING
-    whole = np.zeros(-(-len(samples) // LIMITER_FRAME) * per, dtype=fine.dtype)
-    whole[: len(fine)] = fine
-    return whole.reshape(-1, per).max(axis=1).astype(np.float64)
+    """True peak of each 1 ms frame, the last one filled with zeros; shape (ceil(samples / 16),).
+
+    scipy's `resample_poly` as one matrix product: ten samples of context on both sides of a frame to its 64 fine samples.
+    """
+    count = -(-len(samples) // LIMITER_FRAME)
+    padded = np.zeros(count * LIMITER_FRAME + 2 * PEAK_REACH, dtype=np.float32)
+    padded[PEAK_REACH : PEAK_REACH + len(samples)] = samples
+    windows = np.lib.stride_tricks.sliding_window_view(padded, LIMITER_FRAME + 2 * PEAK_REACH)[::LIMITER_FRAME]
+    fine = windows @ _interpolation()
+    return np.maximum(fine.max(axis=1), -fine.min(axis=1)).astype(np.float64)
+
+
+@functools.cache
+def _interpolation() -> Wave:
+    """(36, 64): the samples around a 1 ms frame to the four times finer samples in it."""
+    half = PEAK_REACH * OVERSAMPLING
+    taps = OVERSAMPLING * signal.firwin(2 * half + 1, 1 / OVERSAMPLING, window=("kaiser", 5.0))
+    out = np.zeros((LIMITER_FRAME + 2 * PEAK_REACH, LIMITER_FRAME * OVERSAMPLING), dtype=np.float32)
+    for fine in range(out.shape[1]):
+        first = -(-fine // OVERSAMPLING) if fine % OVERSAMPLING else fine // OVERSAMPLING
+        rows = np.arange(first, fine // OVERSAMPLING + 2 * PEAK_REACH + 1)
+        out[rows, fine] = taps[fine - OVERSAMPLING * (rows - PEAK_REACH) + half]
+    return out
 
 
 def _limited(samples: Wave, ceiling: float) -> Wave:

@@ -85,7 +85,7 @@ def test_every_import_is_declared() -> None:
     """What the code imports from outside is named in pyproject.toml, so that a lock made from it is complete."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    lines = [*project["dependencies"], *extras["train"], *extras["mirror"]]
+    lines = [*project["dependencies"], *extras["train"], *extras["mirror"], *extras["separation"]]
     declared = {name_of(line) for line in lines}
     sold_as = importlib.metadata.packages_distributions()
     missing = {}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from stages import audio, preprocess
+from stages import audio, preprocess, sound_passes
 from stages.runtime import StageContext
 from state.contract import MisconfiguredError, Note, Spec, StopRequested
 from state.durable import tree_digest, tree_files
@@ -39,8 +39,8 @@ def notes(ctx: StageContext) -> list[str]:
     return [event["text"] for event in map(msgspec.json.decode, lines) if event["type"] == "note"]
 
 
-def record(ctx: StageContext, stem: str) -> preprocess.Record:
-    return msgspec.json.decode((ctx.workspace.cleaned_audio / stem / "record.json").read_bytes(), type=preprocess.Record)
+def record(ctx: StageContext, stem: str) -> sound_passes.Record:
+    return msgspec.json.decode((ctx.workspace.cleaned_audio / stem / "record.json").read_bytes(), type=sound_passes.Record)
 
 
 def speech(name: str = "lamp") -> np.ndarray:
@@ -140,6 +140,7 @@ def test_no_recording_at_all(tmp_path: Path) -> None:
     [
         ({"min_chunk_s": 10.0, "max_chunk_s": 15.0}, "at least twice"),
         ({"low_hz": 4000.0, "high_hz": 300.0}, "must be below high_hz"),
+        ({"separation_model": "models/none.safetensors"}, "separation_model"),
     ],
 )
 def test_settings_that_contradict_each_other(tmp_path: Path, settings: dict[str, Any], words: str) -> None:
@@ -175,28 +176,34 @@ def test_the_record_counts_every_pass(tmp_path: Path) -> None:
     good(ctx)
     preprocess.main(ctx)
     passes = record(ctx, "good").passes
-    assert list(passes) == ["convert", "clipping", "band_pass", "gate", "denoise", "loudness", "speech", "cut", "final_gate"]
+    assert list(passes) == [
+        *("convert", "gate", "kinds", "separation", "band_pass", "denoise", "loudness", "speech", "speakers", "final_gate")
+    ]
     assert passes["convert"]["seconds"] == pytest.approx(18.01, abs=0.01)
     assert passes["convert"]["codec"] == "flac"
-    assert passes["final_gate"] == {"kept": 4, "refused": 0}
+    assert passes["final_gate"] == {"on": True, "kept": 4, "refused": 0}
+    assert passes["kinds"]["speech_s"] > 10
+    assert passes["kinds"]["music_s"] == passes["kinds"]["speech_over_music_s"] == 0
+    assert passes["speech"]["chunks"] == 4
     assert not list(ctx.scratch().iterdir())
 
 
-@pytest.mark.parametrize("off", ["gate", "band_pass", "denoise", "loudness"])
+@pytest.mark.parametrize("off", ["gate", "kinds", "band_pass", "denoise", "loudness", "final_gate"])
 def test_every_pass_can_be_switched_off(tmp_path: Path, off: str) -> None:
-    """Without it there are still chunks, and they sound different (but for the gate, which only refuses)."""
+    """Without it there are still chunks, and they sound different (but for those that only look or refuse)."""
     with_all, without = context(tmp_path / "with"), context(tmp_path / "without", {off: False})
     for ctx in (with_all, without):
         good(ctx)
         preprocess.main(ctx)
     assert record(without, "good").chunks
     first, second = (soundfile.read(ctx.workspace.cleaned_audio / "good" / "chunk_0000.flac")[0] for ctx in (with_all, without))
-    assert np.array_equal(first, second) == (off == "gate")
+    assert np.array_equal(first, second) == (off in ("gate", "kinds", "final_gate"))
+    assert record(without, "good").passes[off]["on"] is False
 
 
 def test_switched_off_gates_let_everything_through_that_has_speech(tmp_path: Path) -> None:
-    """With the gate off a clipped recording is used: the owner asked for it."""
-    ctx = context(tmp_path, {"gate": False})
+    """With both gates off a clipped recording is used: the owner asked for it."""
+    ctx = context(tmp_path, {"gate": False, "final_gate": False})
     clipped(ctx.workspace.raw_audio / "clipped.wav")
     assert preprocess.main(ctx).metrics["recordings_good"] == 1
 
@@ -221,7 +228,7 @@ def test_one_good_channel_is_enough(tmp_path: Path) -> None:
 
 
 def test_a_finished_recording_is_not_done_again(tmp_path: Path) -> None:
-    """The second attempt keeps the chunks of unchanged files and does changed ones anew."""
+    """The second attempt keeps the chunks of unchanged files and does changed ones anew; so do settings that change the sound."""
     ctx = context(tmp_path)
     good(ctx, "a.flac", "lamp")
     changed = good(ctx, "b.flac", "bread")
@@ -236,6 +243,9 @@ def test_a_finished_recording_is_not_done_again(tmp_path: Path) -> None:
     assert before["b"] != after["b"]
     preprocess.main(context(tmp_path, {"denoise": False}, number=3))
     assert record(ctx, "a").settings == Preprocess(denoise=False)
+    done = (ctx.workspace.cleaned_audio / "a").stat().st_mtime_ns
+    preprocess.main(context(tmp_path, {"denoise": False, "workers": 1, "min_good_share": 0.1}, number=4))
+    assert (ctx.workspace.cleaned_audio / "a").stat().st_mtime_ns == done
 
 
 def test_chunks_of_a_removed_recording_go(tmp_path: Path) -> None:
