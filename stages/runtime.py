@@ -192,13 +192,15 @@ class StageContext:
         """Publish checkpoint `step`, retire older ones, and say so; `expected_bytes` as in `Checkpoints.publish`."""
         started = time.monotonic()
         checkpoint = self.checkpoints.publish(step, fill, healthy=healthy, info=info, expected_bytes=expected_bytes)
-        size_bytes = sum(record.size_bytes for record in checkpoint.manifest.files.values())
-        relative = checkpoint.path.relative_to(self.workspace.root).as_posix()
-        self.emit(
-            CheckpointSaved(at=time.time(), step=step, path=relative, seconds=time.monotonic() - started, size_bytes=size_bytes)
-        )
+        self.tell_saved(checkpoint, time.monotonic() - started)
         self.checkpoints.retire()
         return checkpoint
+
+    def tell_saved(self, checkpoint: Checkpoint, seconds: float) -> None:
+        """Say that `checkpoint` is durable, `seconds` after its save began."""
+        size_bytes = sum(record.size_bytes for record in checkpoint.manifest.files.values())
+        relative = checkpoint.path.relative_to(self.workspace.root).as_posix()
+        self.emit(CheckpointSaved(at=time.time(), step=checkpoint.step, path=relative, seconds=seconds, size_bytes=size_bytes))
 
     def publish(self, temporary: Path, target: Path) -> Path:
         """Rename the finished folder `temporary` (in `scratch()`) to `target`, durably."""

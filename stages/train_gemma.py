@@ -23,9 +23,10 @@ from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, Gemma3Fo
 
 from stages import footprint
 from stages.loading import claim_device, loading, resolve_model
+from stages.pair_choice import choose, read_sermons
 from stages.runtime import Delivery, StageContext, run
 from stages.training import Batch, Data, Example, Recipe, digest, summed_loss, train
-from stages.verse_pairs import TrainingPair, data_lines, read_training
+from stages.verse_pairs import TrainingPair, data_lines, fold, read_glossary, read_verses, split_dev
 from state.contract import MisconfiguredError
 from state.settings import TrainGemma
 
@@ -37,6 +38,8 @@ PROBE = "In the beginning"
 GATE_BATCH = 16
 GATE_QUIET_S = 300.0
 IGNORED = -100
+MOST_ADAPTER_BYTES = 400_000_000
+"""Checked before the training, and when it is delivered."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +106,7 @@ def main(ctx: StageContext) -> Delivery:
     """Train the adapter and deliver it."""
     settings = ctx.settings(TrainGemma)
     source = resolve_model(ctx.workspace, settings.model, "gemma")
-    pairs, dev_pairs = read_training(
-        ctx.workspace, dev_examples=settings.dev_examples, max_examples=settings.max_examples, seed=ctx.spec.seed
-    )
+    pairs, dev_pairs = read_pairs(ctx, settings)
     ctx.quiet(LOAD_QUIET_S, f"loading {settings.model}")
     with loading(settings.model):
         tokenizer, shape = AutoTokenizer.from_pretrained(source), AutoConfig.from_pretrained(source).to_dict()
@@ -122,6 +123,7 @@ def main(ctx: StageContext) -> Delivery:
             f"model {settings.model}: no layer came out quantized; set load_in_4bit = false to train it as it is"
         )
     model = add_adapter(base, settings)
+    check_size(sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad))
     trained = train(
         ctx,
         settings,
@@ -141,6 +143,7 @@ def main(ctx: StageContext) -> Delivery:
     folder = ctx.scratch() / "adapter"
     shutil.rmtree(folder, ignore_errors=True)
     save_adapter(model, tokenizer, folder, settings.model)
+    check_size((folder / "adapter_model.safetensors").stat().st_size)
     target = ctx.publish(folder, ctx.workspace.fine_tuned_gemma(settings.size))
     scores = {
         name.replace("dev_score", "dev_chrf"): -value for name, value in trained.metrics.items() if name.startswith("dev_score")
@@ -155,6 +158,33 @@ def main(ctx: StageContext) -> Delivery:
     summary = f"{trained.steps} steps on {len(rows)} pairs; {words}; best adapter at step {trained.best_step}"
     footprint.tell_peak(ctx, predicted)
     return Delivery(outputs=[target], metrics={**trained.metrics, **scores, **counts}, summary=summary)
+
+
+# -- data
+
+
+def read_pairs(ctx: StageContext, settings: TrainGemma) -> tuple[list[TrainingPair], list[TrainingPair]]:
+    """What is trained on (chosen verses, glossary, sermons), and the dev pairs.
+
+    Raises:
+        MisconfiguredError: a file is missing or wrong, or nothing is left to train on.
+    """
+    verses, dev = split_dev(read_verses(ctx.workspace.train_pairs), settings.dev_examples, ctx.spec.seed)
+    chosen, glossary = choose(verses, settings.max_examples, ctx.spec.seed), read_glossary(ctx.workspace.glossary_pairs)
+    sermons: list[TrainingPair] = []
+    if settings.sermon_pairs is not None:
+        tests = read_verses(ctx.workspace.test_pairs) if ctx.workspace.test_pairs.exists() else []
+        kept_out = {fold(text) for pair in (*dev, *tests) for text in (pair.en, pair.es)}
+        sermons = read_sermons(ctx.resolve(settings.sermon_pairs), kept_out)
+    if not (pairs := [*chosen, *glossary, *sermons]):
+        raise MisconfiguredError(f"{ctx.workspace.train_pairs}: no pair is left to train on; give a larger corpus")
+    ctx.note(
+        f"Training on {len(chosen)} of {len(verses)} verse pairs, {len(glossary)} glossary terms and {len(sermons)} sermon pairs",
+        verses=len(chosen),
+        glossary=len(glossary),
+        sermons=len(sermons),
+    )
+    return pairs, dev
 
 
 # -- text to rows
@@ -274,30 +304,39 @@ def completion_loss(smoothing: float) -> Any:
 # -- the model
 
 
-def load_model(source: str, settings: TrainGemma, device: torch.device) -> Any:
-    """The base model on `device`, in NF4 unless the settings say otherwise, with every parameter frozen.
-
-    As peft's `prepare_model_for_kbit_training`, but only vectors (norms, biases) go to float32: the embeddings alone
-    would take 2 GB more of a 16 GB card.
-    """
-    dtype = torch.bfloat16 if settings.bf16 else torch.float32
-    four_bit = BitsAndBytesConfig(
+def four_bit(dtype: torch.dtype) -> BitsAndBytesConfig:
+    """NF4 with double quantization, computing in `dtype`."""
+    return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
+
+
+def load_model(source: str, settings: TrainGemma, device: torch.device) -> Any:
+    """The base model on `device`, in NF4 unless the settings say otherwise, with every parameter frozen."""
+    dtype = torch.bfloat16 if settings.bf16 else torch.float32
     with loading(settings.model):
         model = Gemma3ForConditionalGeneration.from_pretrained(
             source,
             dtype=dtype,
             device_map={"": device.index or 0 if device.type == "cuda" else "cpu"},
-            quantization_config=four_bit if settings.load_in_4bit else None,
+            quantization_config=four_bit(dtype) if settings.load_in_4bit else None,
         )
+    freeze(model)
+    return model
+
+
+def freeze(model: Any) -> None:
+    """Nothing of the base is trained, and its vectors compute in float32.
+
+    As peft's `prepare_model_for_kbit_training`, but only vectors (norms, biases) go to float32: the embeddings alone
+    would take 2 GB more of a 16 GB card.
+    """
     keep_layout(model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
         if parameter.ndim == 1 and parameter.is_floating_point():
             parameter.data = parameter.data.to(torch.float32)
     model.config.use_cache = False
-    return model
 
 
 def keep_layout(model: nn.Module) -> None:
@@ -343,6 +382,18 @@ def add_adapter(model: Any, settings: TrainGemma) -> PeftModel:
     if strays or not names:
         raise MisconfiguredError(f"LoRA reached {len(names)} parameters, {len(strays)} outside the language model ({strays[:1]})")
     return adapted
+
+
+def check_size(size_bytes: int) -> None:
+    """Refuse an adapter that is no longer small: embeddings in it, say, would be gigabytes.
+
+    Raises:
+        MisconfiguredError: it is larger than MOST_ADAPTER_BYTES.
+    """
+    if size_bytes > MOST_ADAPTER_BYTES:
+        raise MisconfiguredError(
+            f"the adapter takes {size_bytes / 1e6:.0f} MB, and {MOST_ADAPTER_BYTES / 1e6:.0f} are the most; lower lora_rank"
+        )
 
 
 def gate(

@@ -84,6 +84,9 @@ def _drive(ctx: StageContext, settings: Training, recipe: Recipe, loop: Loop, ch
         build(ctx, settings, recipe, loop, checkpoint).train()
     except NothingLeft:
         return
+    except BaseException:
+        loop.abandon()
+        raise
     finally:
         loop.ledger.close()
 
@@ -236,4 +239,4 @@ def _tell_proof(ctx: StageContext, recipe: Recipe, loop: Loop, proof: Proof) -> 
 
 def _extent(order: DataOrder) -> str:
     epochs, rest = divmod(order.steps, order.per_epoch)
-    return f"each {epochs} or {epochs + 1} times, {order.examples} in all" if rest else f"each exactly {epochs} times"
+    return f"each {epochs} or {epochs + 1} times, {order.examples} in all" if rest else "each exactly once" if epochs == 1 else f"each exactly {epochs} times"

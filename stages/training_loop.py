@@ -7,11 +7,13 @@ evaluation and logging are off. Trainer counts the steps of one attempt, `Loop.s
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import msgspec
 import torch
@@ -27,8 +29,10 @@ from stages.training_state import (
     OPTIMIZER,
     WEIGHTS,
     BestWeights,
+    Frozen,
     Position,
     Scored,
+    Snapshot,
     checkpoint_bytes,
     finite,
     newest_healthy,
@@ -36,9 +40,11 @@ from stages.training_state import (
     save_weights,
     trainable,
 )
-from state.checkpoints import MANIFEST, Manifest
+from state.checkpoints import MANIFEST, Checkpoint, Manifest
 from state.contract import DivergedError, StopRequested
 from state.settings import Training
+
+T = TypeVar("T")
 
 QUIET_S = 900.0
 """Announced before a phase whose length is not known: the probe, a save, a score of the stage's own."""
@@ -80,6 +86,10 @@ class Loop:
         self._norm = 0.0
         self._told = (time.monotonic(), position.tokens_seen)
         self._losses: list[float] = []
+        self._snapshot = Snapshot()
+        self._writer = ThreadPoolExecutor(1, "save")
+        self._writing: Future[tuple[Checkpoint, float]] | None = None
+        self._blocked_s = 0.0
 
     @property
     def step(self) -> int:
@@ -120,7 +130,7 @@ class Loop:
         self.position = replace(self.position, micro_batch=self.gradients.micro_batch, device=device)
         self._evaluate_if_due(model)
         if self.finished:
-            self.save(model)
+            self.save(model, leaving=True)
             raise NothingLeft
 
     def gradient(self, model: torch.nn.Module, batch: tuple[int, ...]) -> float:
@@ -139,7 +149,7 @@ class Loop:
                 drop_gradients(model)
                 self._blame(model, used, f"loss {loss.mean:g} and gradient norm {self._norm:g}")
         except StopRequested:
-            self.save(model)
+            self.save(model, leaving=True)
             raise
         self._last = (loss, entry)
         return loss.mean
@@ -167,34 +177,83 @@ class Loop:
             if self.ctx.stopping:
                 raise StopRequested
         except StopRequested:
-            self.save(model)
+            self.save(model, leaving=True)
             raise
+        if self._writing is not None and self._writing.done():
+            self.settle()
         if self.finished or self._save_due():
-            self.save(model)
+            self.save(model, leaving=self.finished)
         return not self.finished
 
     # -- keeping
-    def save(self, model: torch.nn.Module) -> None:
-        """Publish a checkpoint of the state after `step` steps unless there is one; measure it to choose the next interval."""
+    def save(self, model: torch.nn.Module, *, leaving: bool = False) -> None:
+        """Save the state after `step` steps unless that was done.
+
+        Training waits for a copy in memory only; the copy is written in the background, after the save before it. Where memory is
+        short, and when `leaving`, it waits until the checkpoint is durable.
+
+        Raises:
+            DiskFullError, OSError: from this save, or from the one before.
+        """
         if self._saved == (self.step, self.position.scores):
+            if leaving:
+                self.settle()
             return
         started = time.monotonic()
         self.ctx.quiet(QUIET_S, f"saving the checkpoint of step {self.step}")
-        self.position = replace(self.position, ledger=self.ledger.mark(), seconds=self._seconds())
-        healthy = self.position.sanity.sane_in_a_row >= rules.sane_steps_for_health(self.order.steps) and finite(model)
+        self.settle()
+        self.position = replace(self.position, ledger=self.ledger.here(), seconds=self._seconds())
+        frozen = None if leaving else self._snapshot.take(model, self.optimizer)
+        publish = self._publishing(model, frozen)
+        self._writing = self._writer.submit(publish) if frozen is not None else _done(publish)
+        self._saved = (self.step, self.position.scores)
+        self._saved_at = time.monotonic()
+        self._blocked_s = self._saved_at - started
+        if frozen is None:
+            self.settle()
+
+    def settle(self) -> None:
+        """Wait until the last save is durable, tell of it, and choose the next interval from what it took.
+
+        Raises:
+            DiskFullError, OSError: it is not durable; the checkpoints before it are untouched.
+        """
+        if self._writing is None:
+            return
+        writing, self._writing = self._writing, None
+        checkpoint, seconds = writing.result()
+        self.ctx.tell_saved(checkpoint, seconds)
+        self._forget_bests()
+        interval_s = rules.checkpoint_interval_s(self._blocked_s, self.settings.checkpoint_every_s)
+        self.interval_s = min(max(interval_s, seconds / rules.WRITING_SHARE), rules.MAX_INTERVAL_S)
+
+    def abandon(self) -> None:
+        """Wait for a save that is under way, before the process leaves with an error that says more than the save's own."""
+        with contextlib.suppress(Exception):
+            self.settle()
+
+    def _publishing(self, model: torch.nn.Module, frozen: Frozen | None) -> Callable[[], tuple[Checkpoint, float]]:
+        """What makes the state durable, `frozen` or as it is in the model: the checkpoint, and the seconds that it took."""
+        checkpoints, position, ledger = self.ctx.checkpoints, self.position, self.ledger
+        sane = position.sanity.sane_in_a_row >= rules.sane_steps_for_health(self.order.steps)
+        size_bytes = checkpoint_bytes(model, self.optimizer)
 
         def fill(folder: Path) -> None:
             save_weights(model, folder / WEIGHTS)
             save_optimizer(self.optimizer, folder / OPTIMIZER)
 
-        info = msgspec.to_builtins(self.position)
-        self.ctx.save_checkpoint(
-            self.step, fill, healthy=healthy, info=info, expected_bytes=checkpoint_bytes(model, self.optimizer)
-        )
-        self._saved = (self.step, self.position.scores)
-        self._forget_bests()
-        self._saved_at = time.monotonic()
-        self.interval_s = rules.checkpoint_interval_s(self._saved_at - started, self.settings.checkpoint_every_s)
+        def publish() -> tuple[Checkpoint, float]:
+            started = time.monotonic()
+            ledger.sync()
+            healthy = sane and (finite(model) if frozen is None else frozen.finite())
+            info = msgspec.to_builtins(position)
+            write = fill if frozen is None else frozen.write
+            saved = checkpoints.publish(position.step, write, healthy=healthy, info=info, expected_bytes=size_bytes)
+            seconds = time.monotonic() - started
+            checkpoints.retire()
+            return saved, seconds
+
+        return publish
 
     def _save_due(self) -> bool:
         every = self.settings.checkpoint_every_steps
@@ -283,6 +342,7 @@ class Loop:
 
     def _diverged(self, step: int, what: str, examples: Sequence[int], sane_until: int | None = None) -> NoReturn:
         """End the attempt. `sane_until`: the last step whose loss was sane, where the weights are in doubt."""
+        self.abandon()
         ids = [self.recipe.train.examples[index].id for index in examples]
         self.ctx.divergence(step, what, ids)
         text = f"Training diverged at step {step}: {what}"
@@ -359,6 +419,13 @@ class Loop:
         if not math.isfinite(score):
             self._diverged(self.step, f"{self.score_name} {score:g}", (), sane_until=self.step)
         return score
+
+
+def _done(work: Callable[[], T]) -> Future[T]:
+    """What `work` returns, as a future that is done."""
+    future: Future[T] = Future()
+    future.set_result(work())
+    return future
 
 
 def clipped(model: torch.nn.Module, limit: float) -> float:

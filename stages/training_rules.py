@@ -13,6 +13,8 @@ MTBF_S = 24 * 3600.0
 """Assumed time between failures, of the whole machine."""
 MIN_INTERVAL_S = 60.0
 MAX_INTERVAL_S = 1800.0
+WRITING_SHARE = 0.1
+"""Of the time, at most, the disk is busy with checkpoints that are written in the background."""
 
 RECENT_LOSSES = 50
 ENOUGH_LOSSES = 20

@@ -9,15 +9,18 @@ from __future__ import annotations
 import contextlib
 import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
 from stages.ledger import Mark
+from stages.runtime import out_of_memory
 from stages.training_rules import Sanity
 from state.checkpoints import Checkpoint, Checkpoints, DamagedCheckpointError, verify
 from state.contract import MisconfiguredError
@@ -25,6 +28,8 @@ from state.durable import file_digest, publish_folder
 
 WEIGHTS = "weights.safetensors"
 OPTIMIZER = "optimizer.pt"
+SNAPSHOT_SHARE = 0.25
+"""Of the memory that is free, at most, for the copy that is written in the background."""
 
 
 class Scored(msgspec.Struct, frozen=True):
@@ -78,6 +83,75 @@ def checkpoint_bytes(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -
     """Size of the tensors that a checkpoint holds: weights and moments."""
     moments = (value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor))
     return sum(tensor.nbytes for tensor in (*trainable(model).values(), *moments))
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Weights and optimizer state as they were at one moment: training may go on while they are written."""
+
+    weights: dict[str, torch.Tensor]
+    optimizer: dict[str, Any]
+
+    def write(self, folder: Path) -> None:
+        """The same files as `save_weights` and `save_optimizer` write."""
+        save_file(self.weights, folder / WEIGHTS)
+        torch.save(self.optimizer, folder / OPTIMIZER)
+
+    def finite(self) -> bool:
+        """Whether every weight is a number."""
+        return all(math.isfinite(float(torch.linalg.vector_norm(value, math.inf))) for value in self.weights.values())
+
+
+class Snapshot:
+    """Takes `Frozen` copies into the machine's memory, each in the place of the one before.
+
+    Under WSL2 nothing but a copy could be written in the background: what a paged optimizer holds may not be read from the CPU
+    while a kernel runs.
+    """
+
+    def __init__(self, available_bytes: Callable[[], int] | None = None) -> None:
+        self._available_bytes = available_bytes or free_memory_bytes
+        self._held: dict[str, torch.Tensor] = {}
+
+    def take(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Frozen | None:
+        """A copy; None where memory is short: then nothing is held."""
+        more_bytes = checkpoint_bytes(model, optimizer) - sum(tensor.nbytes for tensor in self._held.values())
+        if more_bytes > SNAPSHOT_SHARE * self._available_bytes():
+            self._held.clear()
+            return None
+        try:
+            weights = {name: self._copy(f"weights {name}", parameter.detach()) for name, parameter in trainable(model).items()}
+            return Frozen(weights, self._frozen("optimizer", optimizer.state_dict()))
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            self._held.clear()
+            return None
+
+    def _frozen(self, name: str, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return self._copy(name, value)
+        if isinstance(value, dict):
+            return {key: self._frozen(f"{name} {key}", one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [self._frozen(f"{name} {number}", one) for number, one in enumerate(value)]
+        return value
+
+    def _copy(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        held = self._held.get(name)
+        if held is None or held.shape != value.shape or held.dtype != value.dtype:
+            held = torch.from_numpy(np.empty(value.nbytes, dtype=np.uint8)).view(value.dtype).view(value.shape)
+            self._held[name] = held
+        return held.copy_(value)
+
+
+def free_memory_bytes() -> int:
+    """Of the machine's memory, what may be taken without swapping; 0 where nobody says."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 def newest_healthy(checkpoints: Checkpoints, last_step: int) -> Checkpoint | None:

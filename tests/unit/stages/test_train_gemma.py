@@ -258,6 +258,20 @@ def test_labels_are_smoothed_in_training_only(adapted: PeftModel, tokenizer: Any
     assert plain == smooth
 
 
+def test_the_four_bit_layers_compute_in_bf16(folder: Path) -> None:
+    """The settings' bf16 is what the layers multiply in."""
+    model = train_gemma.load_model(str(folder), settings(bf16=True), torch.device("cpu"))
+    layer = model.model.language_model.layers[0].mlp.up_proj
+    assert (layer.compute_dtype, layer.weight.quant_state.dtype) == (torch.bfloat16, torch.bfloat16)
+
+
+def test_an_adapter_that_is_no_longer_small_is_refused() -> None:
+    """400 MB are the most, and the message says what to lower."""
+    train_gemma.check_size(400_000_000)
+    with pytest.raises(MisconfiguredError, match=r"takes 401 MB, and 400 are the most; lower lora_rank"):
+        train_gemma.check_size(401_000_000)
+
+
 # -- the whole stage
 
 
@@ -279,6 +293,25 @@ def test_the_stage_delivers_an_adapter_that_loads_on_the_base(context: Context, 
     deltas = [parameter.abs().max() for name, parameter in loaded.named_parameters() if "lora_B" in name]
     assert len(deltas) == 21
     assert all(value > 0 for value in deltas)
+
+
+def test_what_it_trains_on(context: Context) -> None:
+    """Chosen verses, glossary and sermons, none of a dev or test verse; what was chosen is told."""
+    ctx = context(1, model="models/gemma-tiny-a")
+    workspace = ctx.workspace
+    line = {"en": "In tests", "es": "En pruebas", "book": "Exodus", "chapter": 1, "verse": 1, "en_source": "A", "es_source": "X"}
+    for path in (workspace.test_pairs, workspace.glossary_pairs):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    workspace.test_pairs.write_text(json.dumps(line) + "\n")
+    workspace.glossary_pairs.write_text(json.dumps({"en": "grace", "es": "gracia"}) + "\n")
+    sermons = [{"en": "Good day", "es": "Buen día"}, {"en": "in tests", "es": "x"}, {"en": "y", "es": "EN PRUEBAS"}]
+    (workspace.root / "s.jsonl").write_text("".join(json.dumps(one) + "\n" for one in sermons))
+    found, dev = train_gemma.read_pairs(ctx, settings(max_examples=50, sermon_pairs="s.jsonl"))
+    texts = [one.en for one in found]
+    assert len({one.reference for one in found if one.reference}) == 50
+    assert texts[-2:] == ["grace", "Good day"]
+    assert not {one.en for one in dev} & set(texts)
+    assert "Training on 50 of 96 verse pairs, 1 glossary terms and 1 sermon pairs" in notes(ctx)
 
 
 def test_a_missing_corpus_or_model_stops_the_stage_at_once(context: Context) -> None:

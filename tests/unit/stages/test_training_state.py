@@ -11,9 +11,14 @@ import torch
 from stages.ledger import Mark
 from stages.training_rules import Sanity
 from stages.training_state import (
+    OPTIMIZER,
+    WEIGHTS,
     BestWeights,
     Position,
     Scored,
+    Snapshot,
+    checkpoint_bytes,
+    free_memory_bytes,
     load_optimizer,
     load_weights,
     save_optimizer,
@@ -98,3 +103,42 @@ def test_best_weights_are_kept_and_checked(tmp_path: Path) -> None:
     content[-1] ^= 1
     file.write_bytes(content)
     assert not store.whole(second)
+
+
+def test_a_snapshot_is_what_a_save_would_write(tmp_path: Path) -> None:
+    """The files of a copy are to the byte those of the model at that moment, though training has gone on since."""
+    model = tiny_model()
+    optimizer, snapshot = stepped(model), Snapshot()
+    save_weights(model, tmp_path / WEIGHTS)
+    save_optimizer(optimizer, tmp_path / OPTIMIZER)
+    snapshot.take(tiny_model(), torch.optim.AdamW(tiny_model().parameters()))  # what it held before does not shine through
+    frozen = snapshot.take(model, optimizer)
+    optimizer.step()
+    assert frozen is not None
+    (tmp_path / "later").mkdir()
+    frozen.write(tmp_path / "later")
+    assert (tmp_path / "later" / WEIGHTS).read_bytes() == (tmp_path / WEIGHTS).read_bytes()
+    kept, now = (torch.load(folder / OPTIMIZER, weights_only=True) for folder in (tmp_path / "later", tmp_path))
+    assert kept["param_groups"] == now["param_groups"]
+    assert all(
+        torch.equal(kept["state"][number][name], value) for number in now["state"] for name, value in now["state"][number].items()
+    )
+    assert frozen.finite()
+    with torch.no_grad():
+        model.words.weight[3] = float("nan")
+    broken = snapshot.take(model, optimizer)
+    assert broken is not None
+    assert not broken.finite()
+
+
+def test_a_snapshot_takes_a_share_of_what_is_free() -> None:
+    """Four times its size must be free before it is made, and nothing once it is there; where memory is short there is none."""
+    model = tiny_model()
+    optimizer = stepped(model)
+    free = iter([4 * checkpoint_bytes(model, optimizer) - 1, 4 * checkpoint_bytes(model, optimizer), 0])
+    snapshot = Snapshot(lambda: next(free))
+    assert snapshot.take(model, optimizer) is None
+    assert snapshot.take(model, optimizer) is not None
+    assert snapshot.take(model, optimizer) is not None
+    assert Snapshot(lambda: 0).take(model, optimizer) is None
+    assert free_memory_bytes() > 0
