@@ -239,4 +239,6 @@ def _tell_proof(ctx: StageContext, recipe: Recipe, loop: Loop, proof: Proof) -> 
 
 def _extent(order: DataOrder) -> str:
     epochs, rest = divmod(order.steps, order.per_epoch)
-    return f"each {epochs} or {epochs + 1} times, {order.examples} in all" if rest else "each exactly once" if epochs == 1 else f"each exactly {epochs} times"
+    if rest:
+        return f"each {epochs} or {epochs + 1} times, {order.examples} in all"
+    return "each exactly once" if epochs == 1 else f"each exactly {epochs} times"
