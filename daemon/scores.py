@@ -17,8 +17,11 @@ import msgspec
 from daemon import words
 from state.workspace import Workspace
 
-METRICS = {"bleu": "BLEU", "chrf": "chrF++", "comet": "COMET"}
-DIGITS = {"bleu": 2, "chrf": 2, "comet": 4}
+METRICS = {"bleu": "BLEU", "chrf": "chrF++", "comet": "COMET", "kiwi": "CometKiwi"}
+TERMS = "theological terms"
+DIGITS = {"bleu": 2, "chrf": 2, "comet": 4, "kiwi": 4, "terms": 1}
+MOST_TERMS = 12
+"""Named in a line of gained or lost ones."""
 ALL_GENRES = "all"
 SIGNIFICANT_P = 0.05
 BASELINE = "before"
@@ -31,6 +34,26 @@ class Scores(msgspec.Struct, frozen=True):
     bleu: float | None = None
     chrf: float | None = None
     comet: float | None = None
+    kiwi: float | None = None
+    terms: float | None = None
+    """Share of the theological terms that are right, in percent."""
+    intervals: dict[str, tuple[float, float]] = {}
+
+
+class Faults(msgspec.Struct, frozen=True):
+    """What went wrong whatever the score."""
+
+    length_ratio: float | None = None
+    empty: int = 0
+    copied: int = 0
+    untranslated: int = 0
+    english_share: float = 0.0
+
+
+class General(msgspec.Struct, frozen=True):
+    """One model on general sentences."""
+
+    scores: Scores = Scores()
 
 
 class File(msgspec.Struct, frozen=True):
@@ -48,6 +71,9 @@ class ModelRow(msgspec.Struct, frozen=True):
     genres: dict[str, Scores] = {}
     translations: File = File()
     empty_hypotheses: int = 0
+    engine: str = ""
+    faults: Faults | None = None
+    general: General | None = None
 
 
 class Comet(msgspec.Struct, frozen=True):
@@ -74,6 +100,7 @@ class Label(msgspec.Struct, frozen=True):
     signatures: dict[str, str] = {}
     comet: Comet | None = None
     comet_left_out: str = ""
+    kiwi_left_out: str = ""
     models: dict[str, ModelRow] = {}
     left_out: dict[str, str] = {}
 
@@ -93,8 +120,13 @@ class ModelComparison(msgspec.Struct, frozen=True):
     """One model under two labels."""
 
     same_model: bool = False
+    verdict: str = ""
+    """One sentence: better, worse or not distinguishable, and where."""
     overall: dict[str, Delta] = {}
     genres: dict[str, dict[str, Delta]] = {}
+    general: dict[str, Delta] = {}
+    terms_gained: dict[str, int] = {}
+    terms_lost: dict[str, int] = {}
 
 
 class Comparison(msgspec.Struct, frozen=True):
@@ -175,6 +207,91 @@ def rows(results: Results | None) -> list[Row]:
 def overall(results: Results | None) -> list[Row]:
     """The rows that are not of one genre."""
     return [row for row in rows(results) if row.genre == ALL_GENRES]
+
+
+def verdicts(results: Results | None) -> list[str]:
+    """One sentence for each model that was compared: better, worse or not distinguishable, and where."""
+    compared = results.comparisons.values() if results else ()
+    return [found.verdict for comparison in compared for found in comparison.models.values() if found.verdict]
+
+
+def term_table(results: Results | None) -> list[list[str]]:
+    """Model, label, share of right terms with its interval, terms gained and lost since the baseline; empty: not measured."""
+    lines = []
+    for label, model, row in _cells(results):
+        if row.scores.terms is not None and results is not None:
+            found = results.comparisons.get(label, Comparison()).models.get(model, ModelComparison())
+            share = f"{with_interval(row.scores, 'terms')} %"
+            lines.append([model, label, share, _named(found.terms_gained), _named(found.terms_lost)])
+    return [["model", "", TERMS, "gained", "lost"], *lines] if lines else []
+
+
+def fault_table(results: Results | None) -> list[list[str]]:
+    """Model, label, length against the references, empty, copied and untranslated sentences, share of English words."""
+    lines = [
+        [
+            model,
+            label,
+            "" if row.faults.length_ratio is None else f"{row.faults.length_ratio:.2f}",
+            *(f"{count:,}" for count in (row.faults.empty, row.faults.copied, row.faults.untranslated)),
+            f"{row.faults.english_share:.1%}",
+        ]
+        for label, model, row in _cells(results)
+        if row.faults is not None
+    ]
+    return [["model", "", "length", "empty", "copied", "untranslated", "English words"], *lines] if lines else []
+
+
+def genre_table(results: Results | None) -> list[list[str]]:
+    """Model, label, genre, its sentences, and each metric with its 95 % interval."""
+    cells = list(_cells(results))
+    names = [name for name in METRICS if any(getattr(row.scores, name) is not None for _label, _model, row in cells)]
+    lines = [
+        [model, label, genre, f"{scores.sentences:,}", *(with_interval(scores, name) for name in names)]
+        for label, model, row in cells
+        for genre, scores in {ALL_GENRES: row.scores, **row.genres}.items()
+    ]
+    return [["model", "", "genre", "n", *(METRICS[name] for name in names)], *lines] if lines else []
+
+
+def general_rows(results: Results | None) -> list[Row]:
+    """What was forgotten: BLEU and chrF++ on general sentences, before and after; `genre` is `general`."""
+    if results is None or results.baseline is None:
+        return []
+    found = []
+    for model in _models(results):
+        before = results.labels[results.baseline].models.get(model)
+        for label, after in _afters(results, model):
+            if before is not None and before.general is not None and after is not None and after.general is not None:
+                compared = results.comparisons.get(label, Comparison()).models.get(model, ModelComparison())
+                for metric in ("bleu", "chrf"):
+                    sides = getattr(before.general.scores, metric), getattr(after.general.scores, metric)
+                    found.append(_row(model, "general", metric, sides, compared.general.get(metric), compared.same_model))
+    return found
+
+
+def with_interval(scores: Scores, metric: str) -> str:
+    """A score and, where there is one, its 95 % interval."""
+    value = fixed(getattr(scores, metric), metric)
+    if metric not in scores.intervals:
+        return value
+    low, high = scores.intervals[metric]
+    return f"{value} ({fixed(low, metric)} to {fixed(high, metric)})"
+
+
+def _named(terms: Mapping[str, int]) -> str:
+    """Terms with the number of their sentences, the most frequent ones, and how many more there are."""
+    named = [f"{term} {count}" for term, count in list(terms.items())[:MOST_TERMS]]
+    more = [f"{len(terms) - MOST_TERMS} more"] if len(terms) > MOST_TERMS else []
+    return ", ".join([*named, *more])
+
+
+def _cells(results: Results | None) -> Iterator[tuple[str, str, ModelRow]]:
+    """(label, model, row), by model."""
+    for model in _models(results) if results is not None else ():
+        for name, label in results.labels.items() if results is not None else ():
+            if model in label.models:
+                yield name, model, label.models[model]
 
 
 def _models(results: Results) -> list[str]:
@@ -265,6 +382,8 @@ def notes(results: Results | None) -> list[str]:
             found.append(f"COMET of {name}: {label.comet.name}{' (the demo’s own)' if label.comet.demo else ''}.")
         elif label.comet_left_out:
             found.append(f"{name}: no COMET score: {label.comet_left_out}.")
+        if label.kiwi_left_out:
+            found.append(f"{name}: no CometKiwi score: {label.kiwi_left_out}.")
         found += [f"{name}: {model} is not scored: {why}." for model, why in label.left_out.items()]
     for name, comparison in results.comparisons.items():
         if comparison.samples:

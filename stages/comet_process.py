@@ -4,7 +4,8 @@
 
 COMET's pins (transformers below 5, numpy below 2) cannot stand beside the rest of Vigil, so this file imports the
 standard library and comet and nothing of Vigil. MODEL is a checkpoint file or a hub name. IN.jsonl holds one
-`{"id", "src", "mt", "ref"}` a line. Scores land chunk by chunk, fsynced, in OUT.json.parts.jsonl
+`{"id", "src", "mt", "ref"}` a line, `ref` empty for a metric that needs none. Scores land chunk by chunk, fsynced, in
+OUT.json.parts.jsonl
 (`{"model", "scores": {id: score}}`); rows that stand there for the same checkpoint are not scored again, so a killed
 process loses one chunk. At the end OUT.json appears by rename:
 `{"schema": 1, "name", "model", "sha256", "demo", "version", "scores": {id: score}}`.
@@ -154,7 +155,7 @@ def gpu_there() -> bool:
 
 def score(model: Any, chunk: list[dict[str, str]], batch: int, gpus: int) -> tuple[list[float], int]:
     """Scores of a chunk and the batch that fitted, halved until it does; leaves with code 80 when one row does not fit."""
-    samples = [{"src": row["src"], "mt": row["mt"], "ref": row["ref"]} for row in chunk]
+    samples = [{name: row[name] for name in ("src", "mt", "ref") if row[name]} | {"mt": row["mt"]} for row in chunk]
     while True:
         try:
             return model.predict(samples, batch_size=batch, gpus=gpus, num_workers=0, progress_bar=False).scores, batch

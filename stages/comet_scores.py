@@ -41,7 +41,7 @@ MISCONFIGURED = 78
 
 
 class CometRow(msgspec.Struct, frozen=True):
-    """One translation against one reference."""
+    """One translation against one reference, or against none (empty) for a metric that needs none."""
 
     id: str
     src: str

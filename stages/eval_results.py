@@ -7,21 +7,27 @@ The file as its readers (the report, scripts) find it::
         "test_set": {"path", "sha256", "pairs", "verse_references", "sentences", "scored_verse_references", "scored_sentences",
                      "unique_sources", "references_per_sentence", "genres": {GENRE: scored sentences}},
         "signatures": {"bleu": "nrefs:...", "chrf": "nrefs:..."},
-        "comet": {"name", "model", "sha256", "demo", "version"} or null,
-        "comet_left_out": "" or why there is no COMET score,
-        "models": {MODEL: {"kind", "model", "adapter", "trained_by", "identity", "device", "decoding",
-            "scores": {"sentences", "bleu", "chrf", "comet"}, "genres": {GENRE: {"sentences", "bleu", "chrf", "comet"}},
+        "comet": {"name", "model", "sha256", "demo", "version"} or null, "kiwi": likewise, of the one without references,
+        "comet_left_out", "kiwi_left_out": "" or why there is no such score,
+        "models": {MODEL: {"kind", "model", "adapter", "trained_by", "identity", "device", "decoding", "engine",
+            "scores": SCORES, "genres": {GENRE: SCORES},
+            "faults": {"length_ratio", "empty", "copied", "untranslated", "english_share"} (see `stages.faults`),
+            "general": {"scores": SCORES, "translations": {"path", "sha256"}} or null (see `stages.forgetting`),
             "speed": {"seconds", "tokens", "sentences", "tokens_per_s", "sentences_per_s"},
             "empty_hypotheses", "cut_sources", "reused_from": "" or LABEL,
             "translations": {"path", "sha256"}}},
         "left_out": {MODEL: why its row is missing}}},
      "comparisons": {LABEL: {"baseline", "samples", "seed", "unit",
-        "models": {MODEL: {"same_model", "overall": {METRIC: DELTA}, "genres": {GENRE: {METRIC: DELTA}}}},
+        "models": {MODEL: {"same_model", "verdict": one sentence, "overall": {METRIC: DELTA}, "genres": {GENRE: {METRIC: DELTA}},
+            "general": {METRIC: DELTA}, "terms_gained", "terms_lost": {TERM: sentences}}},
         "left_out": {MODEL: why it is not compared}}}}
 
-METRIC is `bleu`, `chrf` (both in [0, 100]) or `comet` (a mean, null or missing where not measured); DELTA is
-`{"before", "after", "delta", "p_value", "ci_low", "ci_high"}` (see `stages.scoring.compare`). `comet.demo` is true for the demo's
-own tiny metric, whose `name` says so. metrics/LABEL.json is one entry of `labels`.
+METRIC is `bleu`, `chrf`, `terms` (the share of right theological terms, see `stages.terms`; all in [0, 100]), `comet` or `kiwi`
+(means; null or missing where not measured). SCORES is `{"sentences", METRIC: score or null, "intervals": {METRIC: [low, high]}}`
+(95 %, by bootstrap); DELTA is `{"before", "after", "delta", "p_value", "ci_low", "ci_high"}` (see `stages.scoring.compare`).
+`comet` knows one reference at a time: it is scored against each Spanish text of a verse, and the mean of those is the sentence's
+score. The best of them would favour the edition whose style a model has taken on, and sentences with more references.
+`comet.demo` is true for the demo's own tiny metric, whose `name` says so. metrics/LABEL.json is one entry of `labels`.
 
 The file at `translations.path` (relative to the workspace) has one sentence a line, in the order of the test set: `{"id", "book",
 "chapter", "verse", "genre", "en_source", "source", "references", "hypothesis", "scores": {METRIC: of this sentence alone}}`.
@@ -31,12 +37,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
-from stages import scoring
+from stages import conclusion, scoring, terms
+from stages.faults import Faults
 from stages.scoring import Delta, Sentence
 from state.contract import MisconfiguredError
 from state.durable import file_digest, write_atomically
@@ -83,6 +92,10 @@ class Scores(msgspec.Struct, frozen=True, kw_only=True):
     bleu: float
     chrf: float
     comet: float | None = None
+    kiwi: float | None = None
+    terms: float | None = None
+    intervals: dict[str, tuple[float, float]] = {}
+    """95 % by bootstrap over verse references."""
 
 
 class Speed(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,6 +115,13 @@ class File(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
 
 
+class General(msgspec.Struct, frozen=True, kw_only=True):
+    """One model on the general sentences."""
+
+    scores: Scores
+    translations: File
+
+
 class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
     """One model's results under one label."""
 
@@ -113,8 +133,12 @@ class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
     """Equal only if weights, adapter and search are."""
     device: str
     decoding: str
+    engine: str = ""
+    """The library that decoded, with its version and precision."""
     scores: Scores
     genres: dict[str, Scores]
+    faults: Faults = Faults()
+    general: General | None = None
     speed: Speed
     empty_hypotheses: int
     cut_sources: int
@@ -134,6 +158,8 @@ class LabelResults(msgspec.Struct, frozen=True, kw_only=True):
     signatures: dict[str, str]
     comet: Comet | None = None
     comet_left_out: str = ""
+    kiwi: Comet | None = None
+    kiwi_left_out: str = ""
     models: dict[str, ModelRow] = {}
     left_out: dict[str, str] = {}
 
@@ -142,8 +168,13 @@ class ModelComparison(msgspec.Struct, frozen=True, kw_only=True):
     """One model under two labels."""
 
     same_model: bool
+    verdict: str = ""
     overall: dict[str, Delta]
     genres: dict[str, dict[str, Delta]]
+    general: dict[str, Delta] = {}
+    terms_gained: dict[str, int] = {}
+    """English term -> sentences in which it was wrong before and is right now."""
+    terms_lost: dict[str, int] = {}
 
 
 class LabelComparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -189,6 +220,11 @@ def translations_path(workspace: Workspace, label: str, model: str) -> Path:
     return workspace.metrics / "translations" / label / f"{model}.jsonl"
 
 
+def general_path(workspace: Workspace, label: str, model: str) -> Path:
+    """Where its translations of the general sentences are kept."""
+    return workspace.metrics / "translations_general" / label / f"{model}.jsonl"
+
+
 def load(workspace: Workspace) -> EvalResults:
     """The results so far.
 
@@ -219,7 +255,7 @@ def _readable(value: msgspec.Struct) -> bytes:
 
 def write_translations(path: Path, sentences: Sequence[Sentence], hypotheses: Sequence[str], measured: scoring.Statistics) -> None:
     """Keep the translations with the scores of each sentence."""
-    columns = {name: scoring.sentence_scores(name, measured) for name in scoring.METRICS}
+    columns = {name: scoring.sentence_scores(name, measured) for name in (*scoring.STATISTICS, *scoring.MEANS)}
     lines = []
     for index, (sentence, hypothesis) in enumerate(zip(sentences, hypotheses, strict=True)):
         scores = {name: round(values[index], DIGITS_OF_ONE) for name, values in columns.items() if values}
@@ -228,8 +264,8 @@ def write_translations(path: Path, sentences: Sequence[Sentence], hypotheses: Se
     write_atomically(path, b"".join(lines))
 
 
-def read_translations(workspace: Workspace, row: ModelRow) -> list[KeptTranslation] | None:
-    """The translations of a row; None when the file is gone or is not the one that the results speak of."""
+def read_translations(workspace: Workspace, row: ModelRow | General) -> list[KeptTranslation] | None:
+    """Those of a row, or of its general sentences; None when the file is gone or is not the one that the results speak of."""
     path = workspace.inside(row.translations.path)
     if not path.is_file() or file_digest(path) != row.translations.sha256:
         return None
@@ -239,17 +275,28 @@ def read_translations(workspace: Workspace, row: ModelRow) -> list[KeptTranslati
 # -- scores
 
 
-def scores_of(measured: scoring.Statistics) -> Scores:
-    """Corpus scores from the statistics of some sentences."""
+def scores_of(measured: scoring.Statistics, sentences: Sequence[Sentence] = ()) -> Scores:
+    """Corpus scores from the statistics of some sentences, and their intervals where the sentences are given."""
     found = {name: scoring.corpus_score(name, measured) for name in scoring.METRICS}
     rounded = {name: None if value is None else round(value, DIGITS) for name, value in found.items()}
-    return Scores(sentences=len(measured.bleu), **rounded)  # type: ignore[arg-type]  # BLEU and chrF++ are never None
+    between = scoring.intervals(measured, [sentence.verse_reference for sentence in sentences]) if sentences else {}
+    sure = {name: (round(low, DIGITS), round(high, DIGITS)) for name, (low, high) in between.items()}
+    return Scores(sentences=len(measured.bleu), intervals=sure, **rounded)  # type: ignore[arg-type]  # BLEU and chrF++ are never None
 
 
-def by_genre(genres: Sequence[str], measured: scoring.Statistics) -> dict[str, scoring.Statistics]:
-    """The statistics of each genre's sentences."""
-    labels = np.asarray(genres)
-    return {genre: measured.select(np.flatnonzero(labels == genre)) for genre in sorted(set(genres))}
+def by_genre(sentences: Sequence[Sentence], measured: scoring.Statistics, breathe: Callable[[], None]) -> dict[str, Scores]:
+    """The scores of each genre's sentences."""
+    found = {}
+    for genre, rows in _places(sentences).items():
+        breathe()
+        found[genre] = scores_of(measured.select(rows), [sentences[row] for row in rows])
+    return found
+
+
+def _places(sentences: Sequence[Sentence]) -> dict[str, NDArray[np.intp]]:
+    """Where each genre's sentences are."""
+    labels = np.asarray([sentence.genre for sentence in sentences])
+    return {str(genre): np.flatnonzero(labels == genre) for genre in np.unique(labels)}
 
 
 # -- comparisons
@@ -281,22 +328,32 @@ def compare_labels(workspace: Workspace, before: LabelResults, after: LabelResul
     """Compare each model that both labels have; the others are named with the reason."""
     models: dict[str, ModelComparison] = {}
     left_out: dict[str, str] = {}
-    same_comet = before.comet is not None and after.comet is not None and before.comet.sha256 == after.comet.sha256
+    means = {
+        name for name, one, two in (("comet", before.comet, after.comet), ("kiwi", before.kiwi, after.kiwi)) if _same(one, two)
+    }
+    trusted = before.comet is not None and not before.comet.demo
     for name, row in after.models.items():
         breathe()
         if name not in before.models:
             left_out[name] = f"not scored under {before.label}"
             continue
-        compared = _compare_rows(workspace, before.models[name], row, same_comet, breathe)
+        compared = _compare_rows(workspace, before.models[name], row, means, breathe)
         if isinstance(compared, str):
             left_out[name] = compared
         else:
-            models[name] = compared
+            facts = conclusion.Facts(
+                name, before.label, compared.same_model, compared.overall, compared.genres, compared.general, trusted
+            )
+            models[name] = msgspec.structs.replace(compared, verdict=conclusion.sentence(facts))
     return LabelComparison(baseline=before.label, models=models, left_out=left_out)
 
 
+def _same(one: Comet | None, two: Comet | None) -> bool:
+    return one is not None and two is not None and one.sha256 == two.sha256
+
+
 def _compare_rows(
-    workspace: Workspace, before: ModelRow, after: ModelRow, comet: bool, breathe: Callable[[], None]
+    workspace: Workspace, before: ModelRow, after: ModelRow, means: set[str], breathe: Callable[[], None]
 ) -> ModelComparison | str:
     sides = [read_translations(workspace, row) for row in (before, after)]
     if sides[0] is None or sides[1] is None:
@@ -305,23 +362,43 @@ def _compare_rows(
     sentences = [kept.sentence for kept in sides[0]]
     if sentences != [kept.sentence for kept in sides[1]]:
         return "the two were scored on different test sentences"
-    one, two = (measured(side, comet, breathe) for side in (sides[0], sides[1]))
+    one, two = (measured(side, means, breathe) for side in (sides[0], sides[1]))
     verses = [sentence.verse_reference for sentence in sentences]
-    genres = [sentence.genre for sentence in sentences]
     found = {}
-    for genre in sorted(set(genres)):
+    for genre, rows in _places(sentences).items():
         breathe()
-        rows = np.flatnonzero(np.asarray(genres) == genre)
         found[genre] = scoring.compare(one.select(rows), two.select(rows), [verses[row] for row in rows])
-    return ModelComparison(same_model=before.identity == after.identity, overall=scoring.compare(one, two, verses), genres=found)
+    gained, lost = terms.terms().changed(sentences, *([kept.hypothesis for kept in side] for side in (sides[0], sides[1])))
+    return ModelComparison(
+        same_model=before.identity == after.identity,
+        overall=scoring.compare(one, two, verses),
+        genres=found,
+        general=_compare_general(workspace, before.general, after.general, breathe),
+        terms_gained=gained,
+        terms_lost=lost,
+    )
 
 
-def measured(kept: Sequence[KeptTranslation], comet: bool, breathe: Callable[[], None]) -> scoring.Statistics:
-    """The statistics of kept translations; COMET's only if asked for and there for every sentence."""
-    found = in_blocks([one.sentence for one in kept], [one.hypothesis for one in kept], breathe)
-    if not comet or any("comet" not in one.scores for one in kept):
-        return found
-    return scoring.Statistics(found.bleu, found.chrf, np.asarray([one.scores["comet"] for one in kept]))
+def _compare_general(
+    workspace: Workspace, before: General | None, after: General | None, breathe: Callable[[], None]
+) -> dict[str, Delta]:
+    """The change on the general sentences; nothing where a side has none, or other ones."""
+    sides = [read_translations(workspace, side) for side in (before, after) if side is not None]
+    if len(sides) < 2 or sides[0] is None or sides[1] is None or [k.sentence for k in sides[0]] != [k.sentence for k in sides[1]]:
+        return {}
+    one, two = (in_blocks([k.sentence for k in side], [k.hypothesis for k in side], breathe) for side in (sides[0], sides[1]))
+    return scoring.compare(one, two, [kept.id for kept in sides[0]])
+
+
+def measured(kept: Sequence[KeptTranslation], means: set[str], breathe: Callable[[], None]) -> scoring.Statistics:
+    """The statistics of kept translations; of `comet` and `kiwi` those in `means`, if they are there for every sentence."""
+    sentences, hypotheses = [one.sentence for one in kept], [one.hypothesis for one in kept]
+    there = {name: [one.scores[name] for one in kept] for name in sorted(means) if all(name in one.scores for one in kept)}
+    return replace(
+        in_blocks(sentences, hypotheses, breathe),
+        terms=terms.terms().statistics(sentences, hypotheses),
+        **{name: np.asarray(values) for name, values in there.items()},
+    )
 
 
 def in_blocks(

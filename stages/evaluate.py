@@ -1,8 +1,9 @@
-"""Evaluation: BLEU, chrF++ and COMET of every model on the held-out verses, by genre, and what changed since before.
+"""Evaluation: BLEU, chrF++, COMET and terms of every model on the held-out verses, by genre, and what changed since before.
 
 Each distinct English sentence is translated once and scored against every Spanish text of its verse. Translations are kept
 as they come, so that an attempt that was killed translates nothing twice but the batch in flight; a model whose
-weights are byte for byte those of an earlier label takes that label's translations over. What is written is described in
+weights are byte for byte those of an earlier label takes that label's translations over. If asked for, each model also
+translates general sentences (`stages.forgetting`). What is written is described in
 `stages.eval_results`; `metrics/LABEL.json` and the translations are the stage's outputs.
 """
 
@@ -10,29 +11,42 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from stages import comet_scores, eval_results, scoring
+from stages import comet_scores, eval_results, faults, forgetting, quick_marian, scoring, terms
 from stages.comet_scores import CometScores, LeftOut, comet_python
-from stages.eval_results import Comet, EvalResults, LabelResults, ModelRow, Scores, Speed, TestSet
+from stages.eval_results import Comet, EvalResults, General, LabelResults, ModelRow, Scores, Speed, TestSet
 from stages.runtime import Delivery, StageContext, out_of_memory, run
 from stages.scoring import Pair, Sentence, digest
-from stages.translation import LOAD_QUIET_S, Decoding, Kept, check_adapter, identity, load, locate, release, translate
+from stages.translation import (
+    LOAD_QUIET_S,
+    Decoding,
+    Kept,
+    Marian,
+    check_row,
+    identity,
+    load,
+    locate,
+    release,
+    translate,
+)
 from state.contract import MisconfiguredError, StageError, StopRequested
 from state.durable import file_digest
 from state.settings import Evaluate, TranslationModel
 
 MANY_EMPTY = 0.05
+BATCH_QUIET_S = 300.0
+"""CTranslate2 says nothing while it decodes some sentences."""
 
 
 @dataclass(frozen=True)
 class Translated:
-    """One model's translations of the whole test set, in its order."""
+    """One model's translations of the whole test set, in its order, and of the general sentences."""
 
     row: TranslationModel
     identity: str
@@ -42,6 +56,23 @@ class Translated:
     decoding: str
     cut: int
     reused_from: str = ""
+    engine: str = ""
+    general: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every model translates."""
+
+    sentences: list[Sentence]
+    general: list[Sentence]
+    many: bool
+    """Enough for a conversion to pay, by the whole test set: a rehearsal's few sentences are decoded as the run's will be."""
+
+    @property
+    def sources(self) -> list[str]:
+        """The distinct English texts: each occurs once for every Spanish one in the test file."""
+        return list(dict.fromkeys(sentence.source for sentence in (*self.sentences, *self.general)))
 
 
 class Meter:
@@ -51,9 +82,10 @@ class Meter:
         self.ctx, self.total, self.base, self.done = ctx, total, 0, 0
         self.phase = ""
 
-    def start(self, phase: str) -> None:
+    def start(self, phase: str, quiet_s: float | None = None) -> None:
+        """A new phase; with `quiet_s` it is told for certain, so that its pace can be read from the events."""
         self.base, self.phase = self.done, phase
-        self.ctx.progress(self.done, self.total, "sentences", message=phase)
+        self.ctx.progress(self.done, self.total, "sentences", message=phase, quiet_s=quiet_s)
 
     def beat(self, done: int, quiet_s: float | None = None) -> None:
         self.done = min(self.base + done, self.total)
@@ -72,32 +104,31 @@ def main(ctx: StageContext) -> Delivery:
     test_set, sentences = read_test_set(ctx, settings)
     rows, left_out = rows_to_score(ctx, settings)
     known = eval_results.load(workspace)
-    sources = list(dict.fromkeys(sentence.source for sentence in sentences))
-    comet_rows = sum(len(sentence.references) for sentence in sentences) if settings.comet_model and comet_python() else 0
-    meter = Meter(ctx, len(rows) * (len(sources) + comet_rows))
+    general = forgetting.sentences() if settings.forgetting else []
+    work = Work(sentences, general, test_set.unique_sources + len(general) >= quick_marian.WORTH_IT)
+    meter = Meter(ctx, len(rows) * (len(work.sources) + comet_rows(settings, sentences)))
 
     translated = []
     for row in rows:
-        meter.start(f"translating by {row.name}")
+        meter.start(f"preparing {row.name}")
         try:
-            translated.append(translate_row(ctx, settings, row, sentences, sources, known, meter))
+            translated.append(translate_row(ctx, settings, row, work, known, meter))
         except Exception as error:
             if not may_be_left_out(row, error):
                 raise
             left_out[row.name] = f"row left out: {error}"
             ctx.note(f"{row.name}: {left_out[row.name]}", level="warning", model=row.name)
         release()
-        meter.beat(len(sources))
+        meter.beat(len(work.sources))
+    quick_marian.forget(ctx)
 
     if not translated:
         raise MisconfiguredError(f"no model could be scored: {left_out}")
     meter.start("scoring by COMET")
-    comet = score_by_comet(ctx, settings, sentences, translated, meter)
+    comet = score_by_comet(ctx, settings.comet_model or "", sentences, translated, meter)
+    kiwi = score_by_kiwi(ctx, settings.kiwi_model, sentences, translated, meter)
     meter.start("scoring")
-    models = {}
-    for one in translated:
-        measured = eval_results.in_blocks(sentences, one.hypotheses, meter.breathe)
-        models[one.row.name] = write_row(ctx, settings.label, sentences, one, with_comet(measured, sentences, one, comet))
+    models = {one.row.name: write_row(ctx, settings.label, work, one, comet, kiwi, meter) for one in translated}
     meter.start("comparing")
     results = LabelResults(
         label=settings.label,
@@ -108,17 +139,21 @@ def main(ctx: StageContext) -> Delivery:
         signatures={name: scoring.signature(name, sentences) for name in scoring.STATISTICS},
         comet=described(comet, settings.comet_model or "") if isinstance(comet, CometScores) else None,
         comet_left_out=comet.reason if isinstance(comet, LeftOut) else "",
+        kiwi=described(kiwi, settings.kiwi_model) if isinstance(kiwi, CometScores) else None,
+        kiwi_left_out=kiwi.reason if isinstance(kiwi, LeftOut) and settings.kiwi_model else "",
         models=models,
         left_out=left_out,
     )
     everything = eval_results.with_label(workspace, known, results, meter.breathe)
     eval_results.save(workspace, everything, settings.label)
     folder = eval_results.translations_path(workspace, settings.label, "x").parent
+    other_folder = eval_results.general_path(workspace, settings.label, "x").parent
     remove_strangers(folder, models)
+    remove_strangers(other_folder, [name for name, row in models.items() if row.general is not None])
     meter.beat(meter.total)
     metrics = delivered_metrics(models)
     ctx.metric(metrics)
-    outputs = [workspace.metrics / f"{settings.label}.json", folder]
+    outputs = [workspace.metrics / f"{settings.label}.json", folder, *([other_folder] if general else [])]
     return Delivery(outputs=outputs, metrics=metrics, summary=summary(everything, settings.label))
 
 
@@ -137,7 +172,15 @@ def check_models(rows: Sequence[TranslationModel]) -> None:
             f"models: {', '.join(twice)} stand there twice" if twice else "models: none is named; name at least one"
         )
     for row in rows:
-        check_adapter(row)
+        check_row(row)
+
+
+def comet_rows(settings: Evaluate, sentences: Sequence[Sentence]) -> int:
+    """How many rows of each model COMET and its sister without references will score."""
+    if not comet_python():
+        return 0
+    references = sum(len(sentence.references) for sentence in sentences) if settings.comet_model else 0
+    return references + (len(sentences) if settings.kiwi_model else 0)
 
 
 def rows_to_score(ctx: StageContext, settings: Evaluate) -> tuple[list[TranslationModel], dict[str, str]]:
@@ -227,26 +270,29 @@ def translate_row(
     ctx: StageContext,
     settings: Evaluate,
     row: TranslationModel,
-    sentences: Sequence[Sentence],
-    sources: Sequence[str],
+    work: Work,
     known: EvalResults,
     meter: Meter,
 ) -> Translated:
-    """The translations of every test sentence by one model: taken over, kept from an earlier attempt, or made now."""
+    """The translations of every sentence by one model: taken over, kept from an earlier attempt, or made now."""
     model = locate(ctx, row.model, row.kind)
     adapter = None if row.adapter is None else locate(ctx, row.adapter, "adapter")
-    decoding = Decoding(settings.num_beams, settings.max_new_tokens)
+    decoding = Decoding(settings.num_beams, settings.max_new_tokens, row.int8)
     name = identity(model, adapter, row.kind, decoding)
-    taken = take_over(ctx, settings.label, row, name, sentences, known)
+    taken = take_over(ctx, settings.label, row, name, work, known)
     if taken is not None:
         return taken
     kept = Kept(ctx.scratch() / "translations" / f"{name[:16]}.jsonl")
-    if any(digest(source) not in kept.by_id for source in sources):
+    if any(digest(source) not in kept.by_id for source in work.sources):
         ctx.quiet(LOAD_QUIET_S, f"loading {row.name}")
         backend = load(row.kind, model, adapter, decoding)
+        if isinstance(backend, Marian) and work.many:
+            backend = quick_marian.quicken(ctx, backend, model, name, work.sentences, meter.breathe)
         batch = min(settings.batch_size, ctx.spec.batch.eval_batch or settings.batch_size)
-        translate(ctx, backend, sources, batch, kept, meter.beat)
-    found = [kept.by_id[digest(sentence.source)] for sentence in sentences]
+        meter.start(f"translating by {row.name}", quiet_s=BATCH_QUIET_S)
+        translate(ctx, backend, work.sources, batch, kept, meter.beat, settings.batch_tokens)
+        meter.beat(len(work.sources), quiet_s=BATCH_QUIET_S)
+    found = [kept.by_id[digest(sentence.source)] for sentence in work.sentences]
     return Translated(
         row=row,
         identity=name,
@@ -254,6 +300,8 @@ def translate_row(
         speed=speed_of(kept),
         device=kept.device,
         decoding=decoding.described(row.kind),
+        engine=kept.engine,
+        general=[kept.by_id[digest(sentence.source)].text for sentence in work.general],
         cut=len({hypothesis.id for hypothesis in found if hypothesis.cut}),
     )
 
@@ -271,22 +319,20 @@ def speed_of(kept: Kept) -> Speed:
     )
 
 
-def take_over(
-    ctx: StageContext, label: str, row: TranslationModel, name: str, sentences: Sequence[Sentence], known: EvalResults
-) -> Translated | None:
-    """The translations of another label whose model is identical in every byte, if they cover the test set."""
+def take_over(ctx: StageContext, label: str, row: TranslationModel, name: str, work: Work, known: EvalResults) -> Translated | None:
+    """The translations of another label whose model is identical in every byte, if they cover all sentences."""
     for other, results in known.labels.items():
         for earlier in results.models.values():
             if other == label or earlier.identity != name:
                 continue
-            kept = eval_results.read_translations(ctx.workspace, earlier) or []
+            parts = [earlier] if earlier.general is None else [earlier, earlier.general]
+            kept = [one for part in parts for one in eval_results.read_translations(ctx.workspace, part) or []]
             by_source = {one.source: one.hypothesis for one in kept}
-            if all(sentence.source in by_source for sentence in sentences):
+            if all(source in by_source for source in work.sources):
                 ctx.note(f"{row.name} is identical to the model scored {other}; its translations are taken over", model=row.name)
-                hypotheses = [by_source[sentence.source] for sentence in sentences]
-                return Translated(
-                    row, name, hypotheses, earlier.speed, earlier.device, earlier.decoding, earlier.cut_sources, other
-                )
+                hypotheses, general = ([by_source[one.source] for one in part] for part in (work.sentences, work.general))
+                facts = earlier.speed, earlier.device, earlier.decoding, earlier.cut_sources, other, earlier.engine
+                return Translated(row, name, hypotheses, *facts, general)
     return None
 
 
@@ -294,7 +340,7 @@ def take_over(
 
 
 def score_by_comet(
-    ctx: StageContext, settings: Evaluate, sentences: Sequence[Sentence], translated: Sequence[Translated], meter: Meter
+    ctx: StageContext, model: str, sentences: Sequence[Sentence], translated: Sequence[Translated], meter: Meter
 ) -> CometScores | LeftOut:
     """COMET of every translation against each of its references, or why there is none; the owner is told."""
     rows = [
@@ -304,12 +350,33 @@ def score_by_comet(
         for reference in sentence.references
     ]
 
+    return by_process(ctx, model, rows, meter, "COMET")
+
+
+def score_by_kiwi(
+    ctx: StageContext, model: str, sentences: Sequence[Sentence], translated: Sequence[Translated], meter: Meter
+) -> CometScores | LeftOut:
+    """The score of every translation by a COMET that looks at the source alone, or why there is none."""
+    meter.start("scoring by CometKiwi")
+    rows = [
+        comet_scores.row(sentence.source, hypothesis, "")
+        for one in translated
+        for sentence, hypothesis in zip(sentences, one.hypotheses, strict=True)
+    ]
+    return by_process(ctx, model, rows, meter, "CometKiwi")
+
+
+def by_process(
+    ctx: StageContext, model: str, rows: Sequence[comet_scores.CometRow], meter: Meter, name: str
+) -> CometScores | LeftOut:
+    """The scores of these rows by COMET's process; the owner is told if there are none."""
+
     def beat(done: int) -> None:
         meter.beat(done, quiet_s=comet_scores.CHUNK_QUIET_S)
 
-    scores = comet_scores.score(ctx, rows, settings.comet_model or "", comet_python(), beat)
-    if isinstance(scores, LeftOut) and settings.comet_model:
-        ctx.note(f"no COMET score: {scores.reason}", level="warning")
+    scores = comet_scores.score(ctx, rows, model, comet_python(), beat)
+    if isinstance(scores, LeftOut) and model:
+        ctx.note(f"no {name} score: {scores.reason}", level="warning")
     return scores
 
 
@@ -335,16 +402,36 @@ def with_comet(
     return replace(measured, comet=np.asarray(means))
 
 
+def with_kiwi(
+    measured: scoring.Statistics, sentences: Sequence[Sentence], one: Translated, kiwi: CometScores | LeftOut
+) -> scoring.Statistics:
+    """The statistics with the column of the COMET that needs no reference."""
+    if isinstance(kiwi, LeftOut):
+        return measured
+    texts = zip(sentences, one.hypotheses, strict=True)
+    return replace(measured, kiwi=np.asarray([kiwi.scores[comet_scores.row(s.source, text, "").id] for s, text in texts]))
+
+
 def write_row(
-    ctx: StageContext, label: str, sentences: Sequence[Sentence], one: Translated, measured: scoring.Statistics
+    ctx: StageContext,
+    label: str,
+    work: Work,
+    one: Translated,
+    comet: CometScores | LeftOut,
+    kiwi: CometScores | LeftOut,
+    meter: Meter,
 ) -> ModelRow:
     """Keep a model's translations with their scores, and sum them up."""
+    sentences = work.sentences
+    measured = eval_results.in_blocks(sentences, one.hypotheses, meter.breathe)
+    measured = with_kiwi(with_comet(measured, sentences, one, comet), sentences, one, kiwi)
+    measured = replace(measured, terms=terms.terms().statistics(sentences, one.hypotheses))
+    meter.breathe()
     path = eval_results.translations_path(ctx.workspace, label, one.row.name)
     eval_results.write_translations(path, sentences, one.hypotheses, measured)
     empty = sum(not hypothesis for hypothesis in one.hypotheses)
     if empty > MANY_EMPTY * len(sentences):
         ctx.note(f"{one.row.name}: {empty} of {len(sentences)} translations are empty", level="warning", model=one.row.name)
-    genres = eval_results.by_genre([sentence.genre for sentence in sentences], measured)
     return ModelRow(
         kind=one.row.kind,
         model=one.row.model,
@@ -353,8 +440,11 @@ def write_row(
         identity=one.identity,
         device=one.device,
         decoding=one.decoding,
-        scores=eval_results.scores_of(measured),
-        genres={genre: eval_results.scores_of(part) for genre, part in genres.items()},
+        engine=one.engine,
+        scores=eval_results.scores_of(measured, sentences),
+        genres=eval_results.by_genre(sentences, measured, meter.breathe),
+        faults=faults.count(sentences, one.hypotheses),
+        general=write_general(ctx, label, work.general, one, meter) if work.general else None,
         speed=one.speed,
         empty_hypotheses=empty,
         cut_sources=one.cut,
@@ -363,18 +453,27 @@ def write_row(
     )
 
 
+def write_general(ctx: StageContext, label: str, sentences: Sequence[Sentence], one: Translated, meter: Meter) -> General:
+    """Keep the translations of the general sentences, and score them."""
+    measured = eval_results.in_blocks(sentences, one.general, meter.breathe)
+    path = eval_results.general_path(ctx.workspace, label, one.row.name)
+    eval_results.write_translations(path, sentences, one.general, measured)
+    scores = eval_results.scores_of(measured, sentences)
+    return General(scores=scores, translations=eval_results.relative(ctx.workspace, path))
+
+
 # -- handing over
 
 
-def remove_strangers(folder: Path, models: dict[str, ModelRow]) -> None:
+def remove_strangers(folder: Path, models: Container[str]) -> None:
     """Remove translations of models that an earlier evaluation of this label had and this one has not."""
-    for path in folder.iterdir():
+    for path in folder.iterdir() if folder.is_dir() else ():
         if path.name.removesuffix(".jsonl") not in models:
             path.unlink()
 
 
 def delivered_metrics(models: dict[str, ModelRow]) -> dict[str, float]:
-    """`MODEL.bleu`, `MODEL.chrf` and, where measured, `MODEL.comet`."""
+    """`MODEL.bleu`, `MODEL.chrf` and, where measured, `MODEL.comet`, `MODEL.kiwi` and `MODEL.terms`."""
     named = {f"{name}.{metric}": getattr(row.scores, metric) for name, row in models.items() for metric in scoring.METRICS}
     return {name: value for name, value in named.items() if value is not None}
 

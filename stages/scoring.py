@@ -30,7 +30,8 @@ BLOCK = 100
 """Resamples drawn at once: bounds the memory at BLOCK x clusters counts."""
 
 STATISTICS = ("bleu", "chrf")
-METRICS = ("bleu", "chrf", "comet")
+MEANS = ("comet", "kiwi")
+METRICS = (*STATISTICS, *MEANS, "terms")
 
 
 class Pair(msgspec.Struct, frozen=True):
@@ -123,21 +124,30 @@ def reference_streams(sentences: Sequence[Sentence]) -> list[list[str | None]]:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What corpus scores are sums of, by sentence: `bleu` (n, 10), `chrf` (n, 24), `comet` (n,) or None."""
+    """What corpus scores are sums of, by sentence: `bleu` (n, 10), `chrf` (n, 24); `comet`, `kiwi` (n,), `terms` (n, 2) or None."""
 
     bleu: Floats
     chrf: Floats
     comet: Floats | None = None
+    kiwi: Floats | None = None
+    """The COMET that needs no reference."""
+    terms: Floats | None = None
+    """Terms right, terms wanted (see `stages.terms`)."""
 
     def select(self, rows: NDArray[np.intp]) -> Statistics:
         """The statistics of some sentences."""
-        return Statistics(self.bleu[rows], self.chrf[rows], None if self.comet is None else self.comet[rows])
+        parts = (self.bleu, self.chrf, self.comet, self.kiwi, self.terms)
+        return Statistics(*(None if part is None else part[rows] for part in parts))  # type: ignore[arg-type]  # the first two stay
 
     def of(self, name: str) -> Floats | None:
-        """The columns of a metric, (n, k); COMET's are its sum and the count, so that a mean is a function of sums too."""
-        if name != "comet":
-            return self.bleu if name == "bleu" else self.chrf
-        return None if self.comet is None else np.stack([self.comet, np.ones_like(self.comet)], axis=1)
+        """The columns of a metric, (n, k): a mean's are its sum and the count, so that it is a function of sums too.
+
+        None where it was not measured, or nothing was there to be counted.
+        """
+        found: Floats | None = getattr(self, name)
+        if found is None or (name == "terms" and not found[:, 1].any()):
+            return None
+        return np.stack([found, np.ones_like(found)], axis=1) if name in MEANS else found
 
 
 def statistics(sentences: Sequence[Sentence], hypotheses: Sequence[str]) -> Statistics:
@@ -158,13 +168,15 @@ def concatenate(parts: Sequence[Statistics]) -> Statistics:
 
 def score_of_sums(name: str, sums: Floats, scorer: Any) -> float:
     """The corpus score of a metric from the column sums of its statistics."""
-    if name == "comet":
+    if name in MEANS:
         return float(sums[0] / sums[1])
+    if name == "terms":
+        return 100.0 * float(sums[0]) / max(1.0, float(sums[1]))
     return float(scorer._compute_score_from_stats([round(value) for value in sums.tolist()]).score)
 
 
 def corpus_score(name: str, measured: Statistics) -> float | None:
-    """BLEU or chrF++ in [0, 100], COMET as its mean; None where COMET was not measured."""
+    """BLEU, chrF++ and the share of right terms in [0, 100], COMET as its mean; None where there is none."""
     columns = measured.of(name)
     return None if columns is None else score_of_sums(name, columns.sum(axis=0), metric(name))
 
@@ -221,6 +233,22 @@ def compare(
         one, two = before.of(name), after.of(name)
         if one is not None and two is not None and len(codes):
             found[name] = _compare_one(name, _by_cluster(one, codes), _by_cluster(two, codes), samples, seed)
+    return found
+
+
+def intervals(
+    measured: Statistics, clusters: Sequence[object], *, samples: int = BOOTSTRAP_SAMPLES, seed: int = BOOTSTRAP_SEED
+) -> dict[str, tuple[float, float]]:
+    """The 95 % interval of each metric measured, by the bootstrap of `compare` (percentiles, whole clusters drawn)."""
+    _names, codes = np.unique(np.asarray([repr(label) for label in clusters]), return_inverse=True)
+    found = {}
+    for name in METRICS:
+        columns = measured.of(name)
+        if columns is not None and len(codes):
+            summed, scorer = _by_cluster(columns, codes), metric(name)
+            drawn = [score_of_sums(name, counts @ summed, scorer) for counts in _resamples(len(summed), samples, seed)]
+            low, high = np.percentile(drawn, [2.5, 97.5])
+            found[name] = (float(low), float(high))
     return found
 
 

@@ -4,8 +4,9 @@ A backend holds a model and translates one batch. `translate` feeds it a fixed p
 (the first batch is then also the test of memory), halves the batch when memory runs out, and appends each finished batch
 to a file before the next one starts: a killed attempt loses the batch in flight and nothing else.
 
-Marian decodes by beam search. TranslateGemma decodes greedily, as its model card does, from the weights in 4-bit NF4
-as in training, with an adapter on top where there is one. The tokens that count for speed are those generated, without padding.
+Marian decodes by beam search, by way of `stages.quick_marian` where that says the same. TranslateGemma decodes greedily, as its
+model card does, from the weights in 4-bit NF4 as in training, with an adapter on top where there is one. The tokens that count for
+speed are those generated, without padding.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from transformers import (
     StoppingCriteria,
     StoppingCriteriaList,
 )
+from transformers import __version__ as transformers_version
 from transformers.utils import cached_file
 
 from stages.loading import claim_device, is_folder, loading, resolve_model
@@ -41,6 +43,7 @@ from state.settings import TranslationModel
 
 SOURCE_CODE, TARGET_CODE = "en", "es"
 MARIAN_SOURCE_TOKENS = 512
+BATCH_TOKENS = 4096
 LOAD_QUIET_S = 1800.0
 """A model may come over the network first."""
 FINGERPRINTED = {".safetensors", ".bin", ".json", ".jinja", ".model", ".spm", ".txt"}
@@ -68,12 +71,15 @@ class Batch(msgspec.Struct, frozen=True):
     seconds: float
     hypotheses: tuple[Hypothesis, ...]
     device: str = ""
+    engine: str = ""
 
 
 class Backend(Protocol):
     """A loaded model."""
 
     device: str
+    engine: str
+    """The library that decodes, with its version and precision."""
 
     def lengths(self, sources: Sequence[str]) -> list[int]:
         """Tokens of each source before any cut."""
@@ -95,11 +101,14 @@ class Decoding:
 
     num_beams: int
     max_new_tokens: int
+    int8: bool = False
+    """Marian on int8 weights where a sample scores as well."""
 
     def described(self, kind: str) -> str:
         """For the report, and for telling equal searches from different ones."""
         if kind == "marian":
-            return f"beam search of {self.num_beams}, at most {self.max_new_tokens} tokens, float32"
+            precision = "int8 if as good" if self.int8 else "float32"
+            return f"beam search of {self.num_beams}, at most {self.max_new_tokens} tokens, {precision}"
         return f"greedy search, at most {self.max_new_tokens} tokens, NF4"
 
 
@@ -165,7 +174,7 @@ class Marian:
     """A MarianMTModel and its tokenizer, float32."""
 
     def __init__(self, model: Located, decoding: Decoding) -> None:
-        self.device = claim_device().type
+        self.device, self.engine = claim_device().type, f"transformers {transformers_version}, float32"
         with loading(model.path):
             self.tokenizer: Any = MarianTokenizer.from_pretrained(model.path, revision=model.revision)
             self.model: Any = MarianMTModel.from_pretrained(model.path, revision=model.revision, dtype=torch.float32)
@@ -201,7 +210,7 @@ class Gemma:
     """A TranslateGemma (Gemma3ForConditionalGeneration) in 4-bit NF4, with or without a LoRA adapter."""
 
     def __init__(self, model: Located, adapter: Located | None, decoding: Decoding) -> None:
-        self.device = claim_device().type
+        self.device, self.engine = claim_device().type, f"transformers {transformers_version}, NF4"
         compute = torch.bfloat16 if self.device == "cuda" else torch.float32
         four_bit = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
@@ -336,6 +345,11 @@ class Kept:
         return ", ".join(sorted({batch.device for batch in self.batches if batch.device}))
 
     @property
+    def engine(self) -> str:
+        """What decoded them: more than one engine only where they were checked to say the same."""
+        return ", ".join(sorted({batch.engine for batch in self.batches if batch.engine}))
+
+    @property
     def tokens(self) -> int:
         return sum(hypothesis.tokens for batch in self.batches for hypothesis in batch.hypotheses)
 
@@ -351,14 +365,28 @@ def _whole_lines(path: Path) -> Iterator[Batch]:
             continue
 
 
-def plan(sources: Iterable[str], lengths: Sequence[int], batch_size: int) -> list[list[str]]:
-    """Batches of the distinct sources, longest first; a pure function of its arguments."""
-    ordered = [text for _length, text in sorted(zip(lengths, sources, strict=True), key=lambda pair: (-pair[0], pair[1]))]
-    return [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
+def plan(sources: Iterable[str], lengths: Sequence[int], batch_size: int, batch_tokens: int) -> list[list[str]]:
+    """Batches of the distinct sources, longest first: at most `batch_size` each, and at most `batch_tokens` with the padding.
+
+    A source longer than that is a batch of its own. A pure function of its arguments.
+    """
+    ordered = sorted(zip(lengths, sources, strict=True), key=lambda pair: (-pair[0], pair[1]))
+    batches = []
+    while ordered:
+        rows = max(1, min(batch_size, batch_tokens // max(1, ordered[0][0])))
+        batches.append([text for _length, text in ordered[:rows]])
+        ordered = ordered[rows:]
+    return batches
 
 
 def translate(
-    ctx: StageContext, backend: Backend, sources: Sequence[str], batch_size: int, kept: Kept, beat: Callable[[int], None]
+    ctx: StageContext,
+    backend: Backend,
+    sources: Sequence[str],
+    batch_size: int,
+    kept: Kept,
+    beat: Callable[[int], None],
+    batch_tokens: int = BATCH_TOKENS,
 ) -> None:
     """Translate the distinct `sources` that are not kept yet; `beat(n)` hears how many are done, also during a batch.
 
@@ -368,7 +396,7 @@ def translate(
     """
     lengths = backend.lengths(sources)
     cut = {digest(text) for text, length in zip(sources, lengths, strict=True) if length > backend.max_source_tokens}
-    batches = plan(sources, lengths, batch_size)
+    batches = plan(sources, lengths, batch_size, batch_tokens)
     queue = deque(todo for batch in batches if (todo := [text for text in batch if digest(text) not in kept.by_id]))
 
     def tick() -> None:
@@ -387,7 +415,7 @@ def translate(
         seconds = round(time.monotonic() - started, 6)
         names = [digest(source) for source in batch]
         hypotheses = tuple(Hypothesis(id_, *pair, id_ in cut) for id_, pair in zip(names, found, strict=True))
-        kept.append(Batch(seconds, hypotheses, backend.device))
+        kept.append(Batch(seconds, hypotheses, backend.device, backend.engine))
         beat(len(kept.by_id))
 
 
@@ -417,12 +445,14 @@ def _halved(ctx: StageContext, batch: Sequence[str]) -> int:
     return size
 
 
-def check_adapter(row: TranslationModel) -> None:
-    """An adapter goes with Gemma only.
+def check_row(row: TranslationModel) -> None:
+    """An adapter goes with Gemma only, int8 with Marian only.
 
     Raises:
-        MisconfiguredError: a Marian row names one.
+        MisconfiguredError: a row says otherwise.
     """
+    if row.kind == "gemma" and row.int8:
+        raise MisconfiguredError(f"models[{row.name}].int8: Gemma's weights are in 4 bits already; set it for Marian only")
     if row.kind == "marian" and row.adapter is not None:
         raise MisconfiguredError(
             f"models[{row.name}].adapter: Marian is trained whole and takes no adapter; name its folder as `model`"

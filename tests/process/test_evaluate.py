@@ -133,7 +133,7 @@ def test_killed_and_stopped_attempts_end_as_a_quiet_one(tmp_path: Path, model: P
     assert kept(workspace)[: len(after_stop)] == after_stop
     assert len(everything) == len(set(everything)) == 40
     receipt = msgspec.json.decode(workspace.result("evaluate_before").read_bytes(), type=Result)
-    assert set(receipt.metrics) == {"marian.bleu", "marian.chrf"}
+    assert set(receipt.metrics) == {"marian.bleu", "marian.chrf", "marian.terms"}
 
     quiet = prepared(tmp_path / "quiet", model)
     assert start(quiet, 1).wait() == ExitCode.SUCCEEDED

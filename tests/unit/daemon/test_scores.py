@@ -90,6 +90,55 @@ def test_the_notes_name_the_comet_and_what_is_left_out(finished_workspace: Works
     assert "paired bootstrap, 1,000 resamples by verse reference" in text
 
 
+def enriched(workspace: Workspace) -> scores.Results:
+    """The finished run's results with terms, faults, general sentences and a verdict for MarianMT."""
+    saved: dict[str, Any] = json.loads(workspace.eval_results.read_text())
+    for label, terms in (("before", 70.0), ("after", 81.25)):
+        row = saved["labels"][label]["models"]["MarianMT"]
+        row["scores"] |= {"terms": terms, "intervals": {"terms": [terms - 2, terms + 2], "chrf": [1.0, 2.0]}}
+        row["faults"] = {"length_ratio": 0.976, "empty": 1, "copied": 2, "untranslated": 3, "english_share": 0.0123}
+        row["general"] = {"scores": {"sentences": 200, "bleu": 30.0, "chrf": terms - 20}, "translations": {}}
+    found = saved["comparisons"]["after"]["models"]["MarianMT"]
+    found |= {
+        "verdict": "MarianMT is better than before.",
+        "terms_gained": {f"t{n}": 1 for n in range(14)},
+        "terms_lost": {"altar": 2},
+    }
+    found["general"] = {"chrf": {"delta": 11.25, "p_value": 0.2, "ci_low": -1, "ci_high": 20}}
+    workspace.eval_results.write_text(json.dumps(saved))
+    read = scores.read(workspace.eval_results)
+    assert read is not None
+    return read
+
+
+def test_verdicts_and_their_tables(finished_workspace: Workspace) -> None:
+    """One sentence a model; terms with gained and lost ones; faults; every genre with n and intervals; what was forgotten."""
+    found = enriched(finished_workspace)
+    assert scores.verdicts(found) == ["MarianMT is better than before."]
+    assert scores.term_table(found)[1] == ["MarianMT", "before", "70.0 (68.0 to 72.0) %", "", ""]
+    last = scores.term_table(found)[2]
+    assert last[2] == "81.2 (79.2 to 83.2) %"
+    assert last[3].endswith("t11 1, 2 more")
+    assert last[4] == "altar 2"
+    assert scores.fault_table(found)[1] == ["MarianMT", "before", "0.98", "1", "2", "3", "1.2%"]
+    table = scores.genre_table(found)
+    assert table[0] == ["model", "", "genre", "n", "BLEU", "chrF++", "COMET"]
+    assert table[1][:6] == ["MarianMT", "before", "all", "40", "1.25", "9.75 (1.00 to 2.00)"]
+    assert {line[2] for line in table[1:]} == {"all", "gospels", "poetry", "prophecy"}
+    assert [(row.metric, row.before, row.after, row.verdict) for row in scores.general_rows(found)] == [
+        ("BLEU", "30.00", "30.00", "unchanged"),
+        ("chrF++", "50.00", "61.25", "not clear"),
+    ]
+
+
+def test_older_results_have_no_such_tables(finished_workspace: Workspace) -> None:
+    """What was not measured has no table, rather than an empty one; nothing at all neither."""
+    old = scores.read(finished_workspace.eval_results)
+    for found in (old, None):
+        assert scores.verdicts(found) == scores.term_table(found) == scores.fault_table(found) == scores.general_rows(found) == []
+    assert scores.genre_table(None) == []
+
+
 def test_the_terminal_table_fits(finished_workspace: Workspace) -> None:
     """80 columns, and the demo's own metric is named below."""
     lines = scores.text_table(scores.read(finished_workspace.eval_results), columns=80)

@@ -56,6 +56,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = load_file(folder / "tuned" / "model.safetensors")
     torch.manual_seed(3)
     changed = {name: value + 0.3 * torch.randn_like(value) for name, value in weights.items()}
+    changed["model.shared.weight"][-1] = 0  # <pad>, as the training leaves it
     save_file(changed, folder / "tuned" / "model.safetensors", metadata={"format": "pt"})
     return folder
 
@@ -118,7 +119,7 @@ def test_scores_stand_in_the_results_and_in_the_receipt(workspace: Workspace) ->
     assert set(row.genres) == set(GENRES)
     assert sum(genre.sentences for genre in row.genres.values()) == row.scores.sentences == 48
     assert row.speed.tokens_per_s > 0
-    assert delivery.metrics == {"marian.bleu": row.scores.bleu, "marian.chrf": row.scores.chrf}
+    assert delivery.metrics == {f"marian.{name}": getattr(row.scores, name) for name in ("bleu", "chrf", "terms")}
     assert row.scores.chrf > 0
     alone = msgspec.json.decode((workspace.metrics / "before.json").read_bytes(), type=eval_results.LabelResults)
     assert alone == label
@@ -133,6 +134,58 @@ def test_kept_translations_show_each_sentence(workspace: Workspace) -> None:
     assert kept is not None
     assert len(kept) == 48
     assert all(len(one.references) == 2 and set(one.scores) == {"bleu", "chrf"} for one in kept)
+
+
+def test_intervals_and_faults_stand_beside_the_scores(workspace: Workspace) -> None:
+    """Overall and by genre with n and 95 % intervals; what the translations suffer from; who decoded."""
+    evaluate.main(context(workspace))
+    row = results(workspace).labels["before"].models["marian"]
+    for scores in (row.scores, *row.genres.values()):
+        assert set(scores.intervals) == {"bleu", "chrf", "terms"}
+        assert all(low <= getattr(scores, name) <= high for name, (low, high) in scores.intervals.items())
+    assert row.faults.length_ratio is not None
+    assert row.engine.startswith("transformers")
+    assert row.general is None
+
+
+def test_general_sentences_show_forgetting(workspace: Workspace) -> None:
+    """Scored beside the verses, never among them; before and after are compared; many sentences are decoded by CTranslate2."""
+    evaluate.main(context(workspace, forgetting=True))
+    delivery = evaluate.main(context(workspace, "after", models=tuned(), forgetting=True))
+    found = results(workspace)
+    row = found.labels["after"].models["marian"]
+    assert row.scores.sentences == 48
+    assert row.general is not None
+    assert row.general.scores.sentences == 200
+    assert set(found.comparisons["after"].models["marian"].general) == {"bleu", "chrf"}
+    assert "on general sentences" in found.comparisons["after"].models["marian"].verdict
+    assert row.engine.startswith("CTranslate2"), notes(context(workspace, "after"))
+    assert workspace.metrics / "translations_general" / "after" in delivery.outputs
+    kept = eval_results.read_translations(workspace, row.general)
+    assert kept is not None
+    assert {one.book for one in kept} == {"General"}
+    assert not (workspace.scratch("evaluate_after") / "ct2").exists()
+
+
+def test_identical_model_takes_general_sentences_over_too(workspace: Workspace) -> None:
+    """All of a label's translations are taken over, or none: those of a label that had no general sentences are made."""
+    evaluate.main(context(workspace, max_references=20))
+    evaluate.main(context(workspace, "general", forgetting=True, max_references=20))
+    evaluate.main(context(workspace, "again", forgetting=True, max_references=20))
+    rows = {name: label.models["marian"] for name, label in results(workspace).labels.items()}
+    assert (rows["general"].reused_from, rows["again"].reused_from) == ("", "general")
+    assert rows["again"].general is not None
+    assert rows["again"].general.scores == rows["general"].general.scores  # type: ignore[union-attr]  # it was asked for
+
+
+def test_verdict_and_terms_stand_in_the_comparison(workspace: Workspace) -> None:
+    """One sentence a model, and the terms gained and lost between the kept translations."""
+    evaluate.main(context(workspace))
+    evaluate.main(context(workspace, "after", models=tuned()))
+    found = results(workspace).comparisons["after"].models["marian"]
+    assert found.verdict.startswith("marian is ")
+    assert found.verdict.count(".\n") == 0
+    assert set(found.overall) == {"bleu", "chrf", "terms"}
 
 
 def test_progress_ends_at_its_total(workspace: Workspace) -> None:
@@ -319,6 +372,22 @@ def test_comet_of_two_references_is_their_mean(workspace: Workspace) -> None:
         seconds=1, tokens=1, sentences=1, tokens_per_s=1, sentences_per_s=1), "cpu", "greedy", 0)  # fmt: skip
     found = evaluate.with_comet(measured, sentences, translated, comet)
     assert eval_results.scores_of(found).comet == pytest.approx(0.4)
+
+
+def test_the_comet_without_references_scores_each_sentence_once(workspace: Workspace) -> None:
+    """Its row has no reference, so that a sentence with two of them is no more than one with one."""
+    ctx = context(workspace)
+    _test_set, sentences = evaluate.read_test_set(ctx, ctx.settings(evaluate.Evaluate))
+    hypotheses = [f"Una traducción {number}." for number in range(len(sentences))]
+    rows = [comet_row(s.source, text, "") for s, text in zip(sentences, hypotheses, strict=True)]
+    scores = {one.id: number / 100 for number, one in enumerate(rows)}
+    kiwi = CometScores(name="m", model="m", sha256="0", demo=False, version="0", scores=scores)
+    measured = eval_results.in_blocks(sentences, hypotheses, lambda: None)
+    translated = evaluate.Translated(ctx.settings(evaluate.Evaluate).models[0], "x", hypotheses, evaluate.Speed(
+        seconds=1, tokens=1, sentences=1, tokens_per_s=1, sentences_per_s=1), "cpu", "greedy", 0)  # fmt: skip
+    found = eval_results.scores_of(evaluate.with_kiwi(measured, sentences, translated, kiwi))
+    assert found.kiwi == pytest.approx(sum(scores.values()) / len(sentences), abs=1e-4)
+    assert found.comet is None
 
 
 # -- bad input

@@ -66,7 +66,7 @@ def test_empty_translation_scores_zero() -> None:
     """A model that says nothing gets nothing, not an error."""
     sentences = sentences_of(5)
     measured = scoring.statistics(sentences, [""] * 5)
-    assert [scoring.corpus_score(name, measured) for name in scoring.METRICS] == [0.0, 0.0, None]
+    assert [scoring.corpus_score(name, measured) for name in scoring.METRICS] == [0.0, 0.0, None, None, None]
     assert scoring.sentence_scores("bleu", measured) == [0.0] * 5
 
 
@@ -177,6 +177,30 @@ def test_more_editions_of_the_same_verses_are_no_more_evidence() -> None:
     repeated = scoring.compare(sides[0].select(five), sides[1].select(five), [sentences[n].verse for n in five])
     assert repeated["chrf"].p_value == once["chrf"].p_value
     assert repeated["chrf"].ci_low == pytest.approx(once["chrf"].ci_low)
+
+
+def test_terms_are_a_ratio_of_sums() -> None:
+    """The share of right terms is over all terms and not a mean of sentences; with none there is no share."""
+    sentences = sentences_of(3)
+    side = scoring.statistics(sentences, [""] * 3)
+    terms = np.asarray([[1.0, 1.0], [0.0, 3.0], [0.0, 0.0]])
+    assert scoring.corpus_score("terms", Statistics(side.bleu, side.chrf, terms=terms)) == 25
+    assert scoring.corpus_score("terms", Statistics(side.bleu, side.chrf, terms=terms * 0)) is None
+    assert Statistics(side.bleu, side.chrf, terms=terms).select(np.asarray([0])).terms is not None
+
+
+def test_interval_holds_its_score_and_narrows_with_more_verses() -> None:
+    """The 95 % interval lies around the score; four times the verses give about half of it."""
+    widths = []
+    for count in (40, 160):
+        sentences = sentences_of(count)
+        measured = scoring.statistics(sentences, damaged(sentences, 0.4))
+        low, high = scoring.intervals(measured, [s.verse for s in sentences])["chrf"]
+        score = scoring.corpus_score("chrf", measured)
+        assert score is not None
+        assert low < score < high
+        widths.append(high - low)
+    assert 0.3 < widths[1] / widths[0] < 0.75
 
 
 def test_same_seed_same_numbers() -> None:

@@ -66,6 +66,7 @@ class Shouting:
     """A backend of the same interface: it says the text in capitals, and memory holds `room` sentences at a time."""
 
     device = "cpu"
+    engine = "shouting"
     max_source_tokens = 6
 
     def __init__(self, room: int = 1000, error: Callable[[], Exception] = torch.OutOfMemoryError) -> None:
@@ -189,9 +190,10 @@ def test_identity_follows_every_byte_that_decides_a_translation(models: Path, ct
     others = [
         identity(model, None, "marian", search),
         identity(model, None, "marian", Decoding(5, 64)),
+        identity(model, None, "marian", Decoding(4, 64, int8=True)),
         identity(model, Located("a", None, "b"), "marian", search),
     ]
-    assert len({names[0], *others}) == 4
+    assert len({names[0], *others}) == 5
 
 
 def test_folder_without_weights_is_refused(models: Path, ctx: StageContext) -> None:
@@ -205,18 +207,20 @@ def test_folder_without_weights_is_refused(models: Path, ctx: StageContext) -> N
 # -- keeping
 
 
-@given(st.lists(st.text(min_size=1), unique=True), st.integers(1, 7), st.randoms())
+@given(st.lists(st.text(min_size=1), unique=True), st.integers(1, 7), st.integers(1, 40), st.randoms())
 @settings(max_examples=50, deadline=None)
-def test_plan_covers_every_source_once_whatever_their_order(sources: list[str], size: int, chance: object) -> None:
-    """The plan is a partition into full batches, longest first, and does not depend on the order of the sources."""
-    batches = plan(sources, [len(text) for text in sources], size)
+def test_plan_covers_every_source_once_whatever_their_order(sources: list[str], size: int, tokens: int, chance: object) -> None:
+    """The plan is a partition, longest first, within both limits, as full as they allow, whatever the order of the sources."""
+    batches = plan(sources, [len(text) for text in sources], size, tokens)
     flat = [text for batch in batches for text in batch]
     assert sorted(flat) == sorted(sources)
     assert [len(text) for text in flat] == sorted(map(len, sources), reverse=True)
-    assert all(len(batch) == size for batch in batches[:-1])
+    room = [max(1, min(size, tokens // len(batch[0]))) for batch in batches]
+    assert all(len(batch) == most for batch, most in zip(batches[:-1], room, strict=False))
+    assert all(len(batches[-1]) <= room[-1] for _last in batches[-1:])
     shuffled = list(sources)
     chance.shuffle(shuffled)  # type: ignore[attr-defined]  # a random.Random of hypothesis
-    assert plan(shuffled, [len(text) for text in shuffled], size) == batches
+    assert plan(shuffled, [len(text) for text in shuffled], size, tokens) == batches
 
 
 def test_killed_attempt_translates_nothing_twice(ctx: StageContext, tmp_path: Path) -> None:
