@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,9 +99,10 @@ class Checkout:
 
 def make_checkout(root: Path, wheels: Wheels) -> Checkout:
     """A small clone without an environment."""
-    for package in ("bible_data", "daemon", "stages", "state"):
-        (root / package).mkdir(parents=True)
-        (root / package / "__init__.py").write_text("")
+    for package in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]:
+        folder = root / package.replace(".", "/")
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").write_text("")
     (root / "daemon" / "cli.py").write_text(CLI)
     (root / "locks").mkdir()
     for name in ("vigil", "pyproject.toml", *(f"locks/{path.name}" for path in (ROOT / "locks").glob("*.py")), "locks/torch.txt"):
