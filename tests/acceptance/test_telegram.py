@@ -147,7 +147,7 @@ def drill(folder: Path, url: str) -> Case:
     """The drill's pipeline with a bonus behind it, and a training that lasts until the owner is through."""
     path = folder / "pipeline.toml"
     path.write_text((ROOT / "pipelines" / "drill.toml").read_text() + BONUS)
-    return Case(("run", str(path), "--set", f"download.url={url}", "--set", "train_marian.epochs=8"), documented=True)
+    return Case(("run", str(path), "--set", f"download.url={url}", "--set", "train_marian.epochs=16"), documented=True)
 
 
 def demo(_folder: Path, _url: str) -> Case:
