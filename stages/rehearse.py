@@ -80,6 +80,7 @@ def cut_training(module: Any) -> None:
     def few(ctx: StageContext, settings: Training, recipe: Recipe) -> Trained:
         import numpy as np
 
+        from stages import training_state
         from stages.data_order import DataOrder
         from stages.recipe import Data
 
@@ -102,6 +103,7 @@ def cut_training(module: Any) -> None:
             [recipe.train.examples[index] for index in chosen],
             lambda indices: recipe.train.collate([chosen[index] for index in indices]),
         )
+        training_state.SNAPSHOT_SHARE = 0.0  # a save is told when it is durable, not with the next one: the kill must find it
         small = replace(settings, epochs=1, evaluations=1, checkpoint_every_steps=SAVE_EVERY)
         return train(ctx, small, dataclasses.replace(recipe, train=data))
 

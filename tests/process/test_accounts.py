@@ -94,10 +94,10 @@ def test_the_accounts_agree_with_an_onlooker(tmp_path: Path) -> None:
     (book,) = found.stages
     assert [attempt.outcome for attempt in attempts] == [Outcome.CRASHED, Outcome.INTERRUPTED, Outcome.SUCCEEDED]
     assert book.wall_s == pytest.approx(ended_at - attempts[0].started_at, abs=0.01)
-    assert book.useful_s + book.repeated_s == pytest.approx(onlooker.alive_s, abs=1.0)
-    assert book.useful_s == pytest.approx(onlooker.useful_s(attempts[0].started_at, ended_at), abs=1.0)
+    assert book.useful_s + book.repeated_s == pytest.approx(onlooker.alive_s, abs=2.5)
+    assert book.useful_s == pytest.approx(onlooker.useful_s(attempts[0].started_at, ended_at), abs=2.5)
     assert booted_at - cut_at <= book.lost_s <= booted_at - cut_at + 2.0  # and what the daemon takes to start
-    assert book.waiting_s == pytest.approx(book.wall_s - onlooker.alive_s - book.lost_s, abs=1.0)
+    assert book.waiting_s == pytest.approx(book.wall_s - onlooker.alive_s - book.lost_s, abs=2.5)
     crash, cut = found.costs
     assert crash.seconds + cut.seconds == pytest.approx(book.wall_s - book.useful_s, abs=0.01)
 
