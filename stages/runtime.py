@@ -51,7 +51,7 @@ from state.contract import (
     StageError,
     StopRequested,
 )
-from state.durable import publish_folder, tree_digest, write_atomically
+from state.durable import clear_unwritten, publish_folder, tree_digest, write_atomically
 from state.workspace import Attempt, Workspace
 
 PROGRESS_EVERY_S = 0.5
@@ -330,6 +330,7 @@ def _write_receipt(context: StageContext, delivery: Delivery) -> None:
     root = context.workspace.root
     outputs = []
     for path in delivery.outputs:
+        clear_unwritten(path)  # of attempts that were killed: no part of what is delivered
         digest, size_bytes = tree_digest(path)
         outputs.append(Output(path=path.relative_to(root).as_posix(), size_bytes=size_bytes, sha256=digest))
     result = Result(

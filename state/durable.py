@@ -82,6 +82,13 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     sync_folder(path.parent)
 
 
+def clear_unwritten(folder: Path) -> None:
+    """Remove below `folder` what `write_atomically` left when it was killed before its rename; nobody may be writing there."""
+    for path in folder.rglob(".*.tmp"):
+        if path.suffixes[-2:-1] and path.suffixes[-2][1:].isdigit() and path.is_file():
+            path.unlink()
+
+
 def append_durably(path: Path, line: bytes) -> None:
     """Append one line (without its newline) and fsync; a torn last line of an earlier crash is ended first.
 

@@ -3,7 +3,7 @@
 import pytest
 
 from state import durable
-from state.durable import append_durably, bring_back, publish_folder, read_again, tree_digest, write_atomically
+from state.durable import append_durably, bring_back, clear_unwritten, publish_folder, read_again, tree_digest, write_atomically
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path):
@@ -70,3 +70,15 @@ def test_a_passing_read_error_is_no_damage():
     assert read_again(read) == "read"
     with pytest.raises(OSError, match="EIO"):
         read_again(read)
+
+
+def test_what_a_kill_left_unwritten_goes(tmp_path):
+    """A temporary file of a killed `write_atomically` is removed at any depth; a file that only looks a little like one stays."""
+    kept = [tmp_path / name for name in ("a.json", ".hidden.tmp", "b.7.tmp", ".c.7.tmp.json")]
+    for path in (*kept, tmp_path / ".a.json.4711.tmp", tmp_path / "deep" / ".b.flac.8.tmp"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x")
+    clear_unwritten(tmp_path)
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
+    clear_unwritten(tmp_path / "a.json")
+    clear_unwritten(tmp_path / "none")
