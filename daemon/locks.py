@@ -5,8 +5,10 @@ So a held attempt lock means alive, whatever the pids say, and a daemon that com
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,6 +69,16 @@ def holders(path: Path) -> Iterator[int]:
     for process in Path("/proc").iterdir():
         if process.name.isdigit() and int(process.name) != os.getpid() and _has_open(process, wanted):
             yield int(process.name)
+
+
+def end_attempts(run: Path) -> None:
+    """End every process of the attempts below a run's folder: an attempt outlives its daemon."""
+    for lock in run.glob("stages/*/attempts/*/attempt.lock"):
+        while held(lock):
+            for pid in holders(lock):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(LOOK_S)
 
 
 def _has_open(process: Path, wanted: os.stat_result) -> bool:

@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -106,12 +105,7 @@ def _cleared(workspace: Workspace) -> Workspace:
     _usable(workspace)
     if locks.held(workspace.lock):
         raise WorkspaceBusyError(f"a daemon is at work in {workspace.root}: `vigil stop --workspace {workspace.root}` ends it")
-    for lock in workspace.root.glob("stages/*/attempts/*/attempt.lock"):
-        while locks.held(lock):  # an attempt outlives its daemon
-            for pid in locks.holders(lock):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.05)
+    locks.end_attempts(workspace.root)
     if workspace.root.exists():
         say(f"removing the earlier run in {workspace.root}")
         _remove_all_but(PAIRED, workspace.root)

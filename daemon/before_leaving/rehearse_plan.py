@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import signal
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,12 +91,7 @@ def clear(rehearsal: Workspace) -> None:
 
     if locks.held(rehearsal.lock):
         raise WorkspaceBusyError(f"a rehearsal is at work in {rehearsal.root}; end it with Ctrl-C, or wait for it")
-    for lock in rehearsal.root.glob("stages/*/attempts/*/attempt.lock"):
-        while locks.held(lock):  # an attempt outlives its daemon
-            for pid in locks.holders(lock):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.05)
+    locks.end_attempts(rehearsal.root)
     shutil.rmtree(rehearsal.root, ignore_errors=True)
     rehearsal.root.mkdir(parents=True)
 
