@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import html
-import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from daemon.before_leaving import rehearse_page
 from state.workspace import Workspace
+from tests.process.browser import CHROMIUM, browse
 from tests.unit.daemon.before_leaving.test_rehearse_result import Outcome, ready, rehearsed
 
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 PROBE = """
 <script>
 const box = (e) => e.getBoundingClientRect();
@@ -37,23 +32,6 @@ def written(folder: Path) -> Path:
     return rehearse_page.write(Workspace(folder), ready(rehearsed(bad)))
 
 
-def browse(page: Path, folder: Path, width: int, *more: str) -> dict[str, Any]:
-    """What a browser of `width` pixels makes of the page."""
-    probed = folder / f"probed-{width}.html"
-    probed.write_text(page.read_text().replace("</body>", PROBE + "</body>"))
-    command = [
-        str(CHROMIUM),
-        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
-        *("--disable-sync", "--no-first-run", f"--user-data-dir={folder / f'profile-{width}'}", f"--window-size={width},900"),
-        *(*more, "--dump-dom", probed.as_uri()),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    found = re.search(r'data-probe="([^"]*)"', done.stdout)
-    assert found, done.stderr[-2000:]
-    answer: dict[str, Any] = json.loads(html.unescape(found[1]))
-    return answer
-
-
 def test_the_page_says_it_all(tmp_path: Path) -> None:
     """Verdict, every stage, the reason as text and not as markup, and the commands; nothing is fetched from elsewhere."""
     page = written(tmp_path).read_text()
@@ -69,8 +47,8 @@ def test_the_page_says_it_all(tmp_path: Path) -> None:
 def test_the_page_is_shown_whole(tmp_path: Path) -> None:
     """On a desk and on a phone, light and dark: nothing hangs over the edge, every section has a size."""
     page = written(tmp_path)
-    desk = browse(page, tmp_path, 1200, "--blink-settings=preferredColorScheme=1")
-    phone = browse(page, tmp_path, 500, "--blink-settings=preferredColorScheme=0")
+    desk = browse(page, PROBE, tmp_path, 1200, "--blink-settings=preferredColorScheme=1")
+    phone = browse(page, PROBE, tmp_path, 500, "--blink-settings=preferredColorScheme=0")
     assert (desk["dark"], phone["dark"]) == (False, True)
     assert desk["paper"] != phone["paper"]
     for seen in (desk, phone):

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import html
-import json
-import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +9,8 @@ import pytest
 
 from daemon.results import page
 from state.workspace import Workspace
+from tests.process.browser import CHROMIUM, browse
 
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (path := shutil.which(name))), None
-)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
 PROBE = """
@@ -39,30 +32,11 @@ document.body.dataset.probe = JSON.stringify({
 """  # noqa: E501  read by a browser, not by people
 
 
-def browse(workspace: Workspace, folder: Path, width: int, *more: str) -> dict[str, Any]:
-    """What a browser of `width` pixels makes of the page."""
-    whole = workspace.report / "index.html"
-    probed = folder / f"probed-{width}.html"
-    probed.write_text(whole.read_text().replace("</body>", PROBE + "</body>"))
-    command = [
-        str(CHROMIUM),
-        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
-        *("--disable-sync", "--no-first-run", f"--user-data-dir={folder / f'profile-{width}'}", f"--window-size={width},900"),
-        *more,
-        *("--dump-dom", probed.as_uri()),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    found = re.search(r'data-probe="([^"]*)"', done.stdout)
-    assert found, done.stderr[-2000:]
-    answer: dict[str, Any] = json.loads(html.unescape(found[1]))
-    return answer
-
-
 @pytest.mark.parametrize("width", [1200, 800, 500])
 def test_the_page_is_shown_whole(width: int, finished_workspace: Workspace, tmp_path: Path) -> None:
     """Every section and plot has a size, all bars start at one line, nothing hangs over the edge, nothing is asked for."""
     page.write(finished_workspace)
-    seen = browse(finished_workspace, tmp_path, width)
+    seen = browse(finished_workspace.report / "index.html", PROBE, tmp_path, width)
     assert seen["scroll"] <= seen["inner"]
     assert seen["wide"] == []
     assert [name for name, _height in seen["sections"]] == ["scores", "story", "plan", "losses", "samples", "next", "outputs"]
@@ -78,8 +52,8 @@ def test_the_page_is_shown_whole(width: int, finished_workspace: Workspace, tmp_
 def test_the_page_follows_light_and_dark(finished_workspace: Workspace, tmp_path: Path) -> None:
     """The background changes with the reader's preference."""
     page.write(finished_workspace)
-    light = browse(finished_workspace, tmp_path, 1200, "--blink-settings=preferredColorScheme=1")
-    dark = browse(finished_workspace, tmp_path, 1200, "--blink-settings=preferredColorScheme=0")
+    light = browse(finished_workspace.report / "index.html", PROBE, tmp_path, 1200, "--blink-settings=preferredColorScheme=1")
+    dark = browse(finished_workspace.report / "index.html", PROBE, tmp_path, 1200, "--blink-settings=preferredColorScheme=0")
     assert (light["dark"], dark["dark"]) == (False, True)
     assert light["paper"] != dark["paper"]
 
@@ -87,6 +61,6 @@ def test_the_page_follows_light_and_dark(finished_workspace: Workspace, tmp_path
 def test_a_run_that_has_not_begun_has_a_page(example: Any, tmp_path: Path) -> None:
     """Every section is there, empty and said so."""
     page.write(example.save())
-    seen = browse(example.workspace, tmp_path, 1200)
+    seen = browse(example.workspace.report / "index.html", PROBE, tmp_path, 1200)
     assert len(seen["sections"]) == 7
     assert (seen["plots"], seen["segments"], seen["wide"]) == ([], 0, [])
