@@ -27,15 +27,18 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from benchmarks.row import Row, tell
+
 RATE = 16_000
 FLOOR = 3.0
+MOST_MB = 600
 WITHIN_S = 0.05
 SILERO = "silero-vad==6.2.3"
 ALONE = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
-def main() -> None:
-    """The command line."""
+def main() -> int:
+    """Measure, print, judge."""
     parser = argparse.ArgumentParser(description="the audio passes against the original's way")
     parser.add_argument("--quick", action="store_true", help="two minutes of sound, one round")
     parser.add_argument("--silero", type=Path, help="torch's Silero for the original")
@@ -44,25 +47,31 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.ours:
         ours(*arguments.ours)
-        return
+        return 0
     silero = None if arguments.onnx else arguments.silero or torch_silero()
     lengths = {2.0: 1} if arguments.quick else {10.0: 3, 60.0: 1}
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
         by_length = {minutes: compared(Path(folder), minutes, rounds, silero) for minutes, rounds in lengths.items()}
         cuts = without_pauses(Path(folder), 90.0)
-    first, last = by_length[min(by_length)], by_length[max(by_length)]
-    result = {
-        "item": f"audio passes, {min(by_length):g} min",
-        **{name: first[name] for name in ("original", "ours", "ratio")},
-        "floor": FLOOR,
-        "unit": "CPU s",
-        "met": all(one["ratio"] >= FLOOR and one["as_good"] for one in by_length.values()) and last["ours_peak_mb"] <= 600,
-        "silero_of_the_original": "torch" if silero else "onnx",
-        "lengths": {f"{minutes:g} min": one for minutes, one in by_length.items()},
-        "cuts": cuts,
-        "load": os.getloadavg()[0],
-    }
-    print(json.dumps(result))
+    rows = [row(minutes, found) for minutes, found in by_length.items()]
+    return tell(rows, silero_of_the_original="torch" if silero else "onnx", cuts=cuts, lengths=by_length)
+
+
+def row(minutes: float, found: dict[str, Any]) -> Row:
+    """The claim of one length."""
+    alike, chunks, whole = found["chunks_alike"], found["chunks"], found["sentences_whole"]
+    return Row(
+        item=f"audio passes, {minutes:g} min of sermon",
+        unit="CPU s",
+        original=found["original"],
+        ours=found["ours"],
+        ratio=found["ratio"],
+        demanded=f"{FLOOR:g}, chunks as good, {MOST_MB} MB",
+        met=found["ratio"] >= FLOOR and found["as_good"] and found["ours_peak_mb"] <= MOST_MB,
+        wall=f"{found['original_wall_s']:.1f} and {found['ours_wall_s']:.1f} s",
+        note=f"{alike:.0%} of the original's {chunks[0]} chunks are in ours, to 50 ms; of {found['sentences']} sentences {whole[0]}"
+        f" and {whole[1]} lie whole in a chunk; peak memory {found['original_peak_mb']:.0f} and {found['ours_peak_mb']:.0f} MB",
+    )
 
 
 def torch_silero() -> Path | None:
@@ -202,4 +211,4 @@ def level_db(samples: NDArray[np.float64], at_s: float) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

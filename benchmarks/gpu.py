@@ -31,6 +31,7 @@ import numpy as np
 import torch
 
 from benchmarks import random_models
+from benchmarks.row import Row, tell
 from daemon import config
 from stages import footprint, tiny
 from stages.data_order import DataOrder
@@ -59,7 +60,7 @@ PART_S = 900
 def main() -> int:
     """Every part in a process of its own; the table and the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rehearse", action="store_true", help="tiny shapes on the CPU")
+    parser.add_argument("--rehearse", "--quick", action="store_true", help="tiny shapes on the CPU")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--cap-gib", type=float, default=16.0)
@@ -73,20 +74,16 @@ def main() -> int:
         return 0
     found = [in_a_process(part, args) for part in args.only]
     print(table(found))
-    result = {
-        "item": "training on the GPU" if not args.rehearse else "training on the GPU (rehearsal on the CPU)",
-        "original": None,
-        "ours": sum(bool(one.get("good")) for one in found),
-        "ratio": None,
-        "floor": len(found),
-        "unit": "parts",
-        "met": all(one.get("good") for one in found),
-        "device": torch.cuda.get_device_name() if not args.rehearse else "cpu",
-        "cap_gib": args.cap_gib,
-        "parts": found,
-    }
-    print(json.dumps(result))
-    return 0 if result["met"] else 1
+    good = sum(bool(one.get("good")) for one in found)
+    row = Row(
+        item="training code rehearsed on the CPU, no GPU here" if args.rehearse else f"training in {args.cap_gib:g} GiB",
+        unit="parts",
+        ours=good,
+        demanded=f"{len(found)}",
+        met=good == len(found),
+        note="on the CPU" if args.rehearse else torch.cuda.get_device_name(),
+    )
+    return tell([row], parts=found)
 
 
 def in_a_process(part: str, args: argparse.Namespace) -> dict[str, Any]:

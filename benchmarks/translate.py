@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import statistics
 import sys
 import tempfile
 import time
@@ -23,11 +22,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from sacrebleu.metrics.chrf import CHRF
 from transformers import GenerationConfig, MarianConfig, MarianMTModel, MarianTokenizer
 
 from benchmarks.bible_texts import context
+from benchmarks.row import Row, tell
 from stages import quick_marian
 from stages.runtime import StageContext
 from stages.scoring import Pair, Sentence, digest, group
@@ -38,6 +40,8 @@ BEAMS, MOST_TOKENS, BATCH = 4, 96, 32
 VOCABULARY = 65_001
 SHAPE = {"d_model": 512, "encoder_layers": 6, "decoder_layers": 6, "encoder_ffn_dim": 2048, "decoder_ffn_dim": 2048}
 HEADS = {"encoder_attention_heads": 8, "decoder_attention_heads": 8}
+Pace = NDArray[np.float64]
+"""Generated tokens a second: of CPU time, by the wall clock."""
 SPANISH_TEXTS = 2
 """Of each verse in the test file."""
 
@@ -51,15 +55,13 @@ def main() -> int:
     rounds = 1 if quick else 3
     with tempfile.TemporaryDirectory(prefix="vigil-translate-") as folder:
         rows = [*marian_rows(Path(folder), quick=quick, rounds=rounds), gemma_row(Path(folder), quick=quick, rounds=rounds)]
-    for row in rows:
-        print(json.dumps(row), flush=True)
-    return 0 if all(row["met"] is not False for row in rows) else 1
+    return tell(rows)
 
 
 # -- Marian
 
 
-def marian_rows(folder: Path, *, quick: bool, rounds: int) -> list[dict[str, Any]]:
+def marian_rows(folder: Path, *, quick: bool, rounds: int) -> list[Row]:
     """float32 against one at a time, the same with each source once, and int8."""
     ctx, path = context(folder), folder / "marian"
     path.mkdir()
@@ -74,7 +76,7 @@ def marian_rows(folder: Path, *, quick: bool, rounds: int) -> list[dict[str, Any
         quicks[name] = quick_marian.quicken(ctx, slow, model, "benchmark", sentences, lambda: None)
     slow.decoding = decoding
     sources = [sentence.source for sentence in sentences]
-    measured: dict[str, list[float]] = {"original": [], "float32": [], "int8": []}
+    measured: dict[str, list[Pace]] = {"original": [], "float32": [], "int8": []}
     texts: dict[str, dict[str, str]] = {}
     for _round in range(rounds):
         pace, texts["original"] = one_by_one(slow, few)
@@ -82,7 +84,7 @@ def marian_rows(folder: Path, *, quick: bool, rounds: int) -> list[dict[str, Any
         for name, backend in quicks.items():
             pace, texts[name] = in_batches(ctx, backend, sources)
             measured[name].append(pace)
-    original, whole, small = (statistics.median(measured[name]) for name in measured)
+    original, whole, small = (np.median(measured[name], axis=0) for name in measured)
     equal = sum(texts["float32"][source] == text for source, text in texts["original"].items())
     agreement = CHRF().corpus_score([texts["int8"][one] for one in sources], [[texts["float32"][one] for one in sources]]).score
     same, engine = f"{equal} of {len(few)} texts equal", quicks["float32"].engine
@@ -94,7 +96,7 @@ def marian_rows(folder: Path, *, quick: bool, rounds: int) -> list[dict[str, Any
             original,
             whole * SPANISH_TEXTS,
             8.0,
-            "tokens of the test file/CPU s",
+            "tokens/CPU s",
             f"{SPANISH_TEXTS} Spanish texts a verse",
             good=equal == len(few),
         ),
@@ -103,7 +105,7 @@ def marian_rows(folder: Path, *, quick: bool, rounds: int) -> list[dict[str, Any
             original,
             small * SPANISH_TEXTS,
             12.0,
-            "tokens of the test file/CPU s",
+            "tokens/CPU s",
             f"{quicks['int8'].engine}; chrF {agreement:.0f} against float32's texts",
         ),
     ]
@@ -162,7 +164,7 @@ def shape_output(model: Any, pad: int) -> None:
 # -- Gemma
 
 
-def gemma_row(folder: Path, *, quick: bool, rounds: int) -> dict[str, Any]:
+def gemma_row(folder: Path, *, quick: bool, rounds: int) -> Row:
     """Gemma in batches against one at a time."""
     path = folder / "gemma"
     path.mkdir()
@@ -170,7 +172,9 @@ def gemma_row(folder: Path, *, quick: bool, rounds: int) -> dict[str, Any]:
     gemma = Gemma(Located(str(path), None, "benchmark"), None, Decoding(1, 32))
     ctx, sources = context(folder / "gemma-run"), [sentence.source for sentence in chosen(64 if quick else 128)]
     few = sources[:: len(sources) // 8]
-    original, ours, equal = [], [], 0
+    original: list[Pace] = []
+    ours: list[Pace] = []
+    equal = 0
     for _round in range(rounds):
         pace, alone = one_by_one(gemma, few)
         original.append(pace)
@@ -178,7 +182,7 @@ def gemma_row(folder: Path, *, quick: bool, rounds: int) -> dict[str, Any]:
         ours.append(pace)
         equal = sum(together[source] == text for source, text in alone.items())
     note = f"{gemma.engine}; {equal} of {len(few)} texts equal"
-    paces = statistics.median(original), statistics.median(ours)
+    paces = np.median(original, axis=0), np.median(ours, axis=0)
     return row("translating by a small Gemma, in batches", *paces, 4.0, "tokens/CPU s", note, good=equal == len(few))
 
 
@@ -193,13 +197,13 @@ def chosen(count: int) -> list[Sentence]:
     return distinct[:count]
 
 
-def one_by_one(backend: Backend, sources: Sequence[str]) -> tuple[float, dict[str, str]]:
-    """Tokens a CPU second of the scripts' way, and the texts."""
+def one_by_one(backend: Backend, sources: Sequence[str]) -> tuple[Pace, dict[str, str]]:
+    """The pace of the scripts' way, and the texts."""
     return timed(lambda: {source: backend.translate([source], lambda: None)[0] for source in sources})
 
 
-def in_batches(ctx: StageContext, backend: Backend, sources: Sequence[str]) -> tuple[float, dict[str, str]]:
-    """Tokens a CPU second of the evaluation's own way, keeping each batch on the disk, and the texts."""
+def in_batches(ctx: StageContext, backend: Backend, sources: Sequence[str]) -> tuple[Pace, dict[str, str]]:
+    """The pace of the evaluation's own way, keeping each batch on the disk, and the texts."""
     with tempfile.TemporaryDirectory() as folder:
 
         def work() -> dict[str, tuple[str, int]]:
@@ -211,19 +215,28 @@ def in_batches(ctx: StageContext, backend: Backend, sources: Sequence[str]) -> t
         return timed(work)
 
 
-def timed(work: Callable[[], dict[str, tuple[str, int]]]) -> tuple[float, dict[str, str]]:
-    """Generated tokens a CPU second, and the texts."""
-    started = time.process_time()
+def timed(work: Callable[[], dict[str, tuple[str, int]]]) -> tuple[Pace, dict[str, str]]:
+    """The pace, and the texts."""
+    started = np.array([time.process_time(), time.perf_counter()])
     found = work()
-    seconds = time.process_time() - started
+    seconds = np.array([time.process_time(), time.perf_counter()]) - started
     return sum(tokens for _text, tokens in found.values()) / seconds, {source: text for source, (text, _tokens) in found.items()}
 
 
-def row(item: str, original: float, ours: float, floor: float, unit: str, note: str, *, good: bool = True) -> dict[str, Any]:
-    """One line of the table of `benchmarks.run`."""
-    ratio = ours / original
-    figures = {"original": round(original, 1), "ours": round(ours, 1), "ratio": round(ratio, 2), "floor": floor}
-    return {"item": item, **figures, "unit": unit, "met": good and ratio >= floor, "note": note}
+def row(item: str, original: Pace, ours: Pace, floor: float, unit: str, note: str, *, good: bool = True) -> Row:
+    """The claim of one way."""
+    ratio = float(ours[0] / original[0])
+    return Row(
+        item=item,
+        unit=unit,
+        original=original[0],
+        ours=ours[0],
+        ratio=ratio,
+        demanded=f"{floor:g}",
+        met=good and ratio >= floor,
+        wall=f"{original[1]:,.0f} and {ours[1]:,.0f} a second",
+        note=note,
+    )
 
 
 if __name__ == "__main__":

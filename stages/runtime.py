@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
 import signal
 import sys
@@ -196,11 +197,14 @@ class StageContext:
         self.checkpoints.retire()
         return checkpoint
 
-    def tell_saved(self, checkpoint: Checkpoint, seconds: float) -> None:
-        """Say that `checkpoint` is durable, `seconds` after its save began."""
+    def tell_saved(self, checkpoint: Checkpoint, seconds: float, blocking_s: float | None = None) -> None:
+        """Say that `checkpoint` is durable, `seconds` after its save began, of which the work stood still for `blocking_s`."""
         size_bytes = sum(record.size_bytes for record in checkpoint.manifest.files.values())
         relative = checkpoint.path.relative_to(self.workspace.root).as_posix()
-        self.emit(CheckpointSaved(at=time.time(), step=checkpoint.step, path=relative, seconds=seconds, size_bytes=size_bytes))
+        saved = CheckpointSaved(
+            at=time.time(), step=checkpoint.step, path=relative, seconds=seconds, blocking_s=blocking_s, size_bytes=size_bytes
+        )
+        self.emit(saved)
 
     def publish(self, temporary: Path, target: Path) -> Path:
         """Rename the finished folder `temporary` (in `scratch()`) to `target`, durably."""
@@ -218,6 +222,8 @@ def run(main: Callable[[StageContext], Delivery], argv: Sequence[str] | None = N
         print("usage: python -m stages.NAME WORKSPACE/stages/NAME/attempts/NNN", file=sys.stderr)
         os._exit(2)
     attempt = Attempt(Path(arguments[0]).resolve())
+    gc.freeze()  # what was imported stays: no collection has to look at it
+    gc.enable()
     _log_readably()
     context: StageContext | None = None
     try:

@@ -35,8 +35,8 @@ from state.settings import TrainMarian
 LOAD_QUIET_S = 1800.0
 """A model may come over the network first."""
 IGNORED = -100
-UNUSED = ("bitsandbytes", "datasets")
-"""Trainer imports them on sight, which costs every restart two CPU seconds; bitsandbytes is used where the optimizer is paged."""
+UNUSED = ("bitsandbytes", "datasets", "scipy")
+"""transformers imports them on sight, two CPU seconds of every restart; bitsandbytes is used where the optimizer is paged."""
 
 
 def main(ctx: StageContext) -> Delivery:

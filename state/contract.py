@@ -156,6 +156,9 @@ class CheckpointSaved(msgspec.Struct, frozen=True, kw_only=True, tag="checkpoint
     step: int
     path: str
     seconds: float = 0.0
+    """Until it was durable."""
+    blocking_s: float | None = None
+    """The work stood still for so long; None: for all of it."""
     size_bytes: int = 0
 
 
