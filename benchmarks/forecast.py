@@ -20,7 +20,7 @@ from daemon import config
 from daemon.planning.expectation import Known
 from daemon.planning.forecast import foresee
 from state.snapshot import RunState, StageState
-from tests.unit.daemon.plan_world import HOUR_S, T0, World
+from tests.unit.daemon.plan_world import HOUR_S, T0, held
 
 LIMIT_S = 0.1
 BOUNDS = {"P50": (0.42, 0.58), "P80": (0.75, 0.85)}
@@ -54,24 +54,12 @@ def speed() -> bool:
 
 def calibration(worlds: int) -> bool:
     """Whether so many of the simulated runs are over by their P50 and P80 as should be."""
-    held: dict[str, list[tuple[bool, bool]]] = {"start": [], "on the way": []}
-    for seed in range(worlds):
-        world = World(seed)
-        world.go(0.0)
-        made = {"start": world.foresee()}
-        world.go((0.2, 0.4, 0.6, 0.8)[seed % 4] * (made["start"].p50_at - T0))
-        if not world.run.finished:
-            made["on the way"] = world.foresee()
-        world.go()
-        for moment, forecast in made.items():
-            end_at = world.run.finished_at or 0.0
-            held[moment].append((end_at <= forecast.p50_at, end_at <= forecast.p80_at))
     good = True
-    for moment, found in held.items():
+    for moment, found in held(range(worlds)).items():
         shares = dict(zip(BOUNDS, (sum(column) / len(found) for column in zip(*found, strict=True)), strict=True))
         good &= all(low <= shares[name] <= high for name, (low, high) in BOUNDS.items())
         print(
-            f"{moment:>10}: {len(found)} forecasts, " + ", ".join(f"{name} holds in {share:.1%}" for name, share in shares.items())
+            f"{moment:>12}: {len(found)} forecasts, " + ", ".join(f"{name} holds in {share:.1%}" for name, share in shares.items())
         )
     return good
 

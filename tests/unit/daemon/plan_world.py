@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import random
 from bisect import bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
@@ -227,6 +228,23 @@ class World:
         for one in slowness:
             ends.append(ends[-1] + one / whole)
         return Truth(fixed_s / 2, total_s - fixed_s, fixed_s / 2, [*ends[1:-1], 1.0])
+
+
+def held(seeds: Iterable[int]) -> dict[str, list[tuple[bool, bool]]]:
+    """For a forecast at the start of each world and one on the way: whether the run was over by its P50 and by its P80."""
+    found: dict[str, list[tuple[bool, bool]]] = {"at the start": [], "on the way": []}
+    for seed in seeds:
+        world = World(seed)
+        world.go(0.0)
+        made = {"at the start": world.foresee()}
+        world.go((0.2, 0.4, 0.6, 0.8)[seed % 4] * (made["at the start"].p50_at - T0))
+        if not world.run.finished:
+            made["on the way"] = world.foresee()
+        world.go()
+        end_at = world.run.finished_at or 0.0
+        for moment, forecast in made.items():
+            found[moment].append((end_at <= forecast.p50_at, end_at <= forecast.p80_at))
+    return found
 
 
 def _pipeline(draw: random.Random) -> tuple[Pipeline, dict[str, Estimate]]:

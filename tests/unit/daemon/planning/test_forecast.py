@@ -14,7 +14,7 @@ from state.contract import Outcome, Progress
 from state.forecast import Duration, Estimate, digest_of
 from state.pipeline import Pipeline, Resource, StageConfig
 from state.snapshot import Attempt, BackingOff, Failed, Running, RunState, StageState, Succeeded
-from tests.unit.daemon.plan_world import HOUR_S, T0, World
+from tests.unit.daemon.plan_world import HOUR_S, T0, World, held
 
 SEATTLE = ZoneInfo("America/Los_Angeles")  # T0 is a Thursday there, 10:00
 NOTHING = Known({}, {})
@@ -73,20 +73,8 @@ def test_the_percentages_hold():
 
     The worlds draw their truth in other ways than the forecast; see `plan_world`.
     """
-    held = {"start": [], "on the way": []}
-    for seed in range(1000, 2000):
-        world = World(seed)
-        world.go(0.0)
-        made = {"start": world.foresee()}
-        world.go((0.2, 0.4, 0.6, 0.8)[seed % 4] * (made["start"].p50_at - T0))
-        if not world.run.finished:
-            made["on the way"] = world.foresee()
-        world.go()
-        for moment, forecast in made.items():
-            held[moment].append((world.run.finished_at <= forecast.p50_at, world.run.finished_at <= forecast.p80_at))
-    for found in held.values():
+    for found in held(range(1000, 2000)).values():
         half, most = (sum(column) / len(found) for column in zip(*found, strict=True))
-        print(len(found), round(half, 3), round(most, 3))
         assert len(found) > 900
         assert 0.42 <= half <= 0.58
         assert 0.75 <= most <= 0.85
