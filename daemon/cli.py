@@ -109,7 +109,7 @@ def rehearse(args: argparse.Namespace) -> int:
 
 def status(args: argparse.Namespace) -> int:
     """Say how far every stage is."""
-    from daemon import host, report, view
+    from daemon import host, report, scores, view
     from state import forecast
 
     workspace = _workspace(args)
@@ -118,7 +118,9 @@ def status(args: argparse.Namespace) -> int:
     if args.json:
         _print_json(report.status_object(seen, machine, time.time(), forecast.latest(workspace)))
     else:
-        _print(report.status_lines(seen, machine, time.time(), columns=_columns(), forecast=forecast.latest(workspace)))
+        said = [scores.briefly(sentence) for _model, sentence in scores.verdicts(scores.read(workspace.eval_results))]
+        plan = forecast.latest(workspace)
+        _print(report.status_lines(seen, machine, time.time(), columns=_columns(), forecast=plan, verdicts=said))
     return 0
 
 

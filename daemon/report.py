@@ -37,14 +37,23 @@ OUTPUTS = {
     "metrics": "scores and translations",
     "metrics/eval_results.json": "scores before and after",
     "metrics/translations": "translations scored",
+    "metrics/translations_general": "general sentences scored",
     "metrics/before.json": "scores before",
     "metrics/after.json": "scores after",
     "metrics/after_12b.json": "12B: scores after",
     "metrics/translations/before": "translations before",
     "metrics/translations/after": "translations after",
     "metrics/translations/after_12b": "12B: translations after",
+    "metrics/translations_general/before": "general sentences before",
+    "metrics/translations_general/after": "general sentences after",
+    "metrics/translations_general/after_12b": "12B: general sentences",
 }
 """What the delivered folders hold; the names are the original's."""
+COPIES = {
+    "fine_tuned_whisper_mi/merged-ct2": "Whisper and adapter as one model, for faster-whisper",
+    "fine_tuned_marian_mi/ct2": "the same MarianMT for CTranslate2, which is faster",
+}
+"""Other forms of a delivered model, in its folder where they proved equal to it."""
 
 TROUBLE_KINDS = frozenset(
     {
@@ -129,8 +138,9 @@ def status_lines(
     columns: int = 80,
     zone: tzinfo | None = None,
     forecast: Forecast | None = None,
+    verdicts: Sequence[str] = (),
 ) -> list[str]:
-    """`status` for people: what runs, how far each stage is, and what the machine has left."""
+    """`status` for people: what runs, how far each stage is, what the models are worth, and what the machine has left."""
     rows = [["", "stage", "status", "done", "left", "note"]]
     for stage in view.stages:
         share = stage.share
@@ -149,7 +159,9 @@ def status_lines(
     host_text = host_line(host)
     plan = deadline_lines(forecast, now, zone) if forecast and not view.run.finished else []
     head = [part for line in (*headline(view, now, zone), *plan) for part in textwrap.wrap(line, columns)]
-    return [*head, "", *words.table(rows, right=(0, 3, 4)), *(["", *textwrap.wrap(host_text, columns)] if host_text else [])]
+    worth = [part for sentence in verdicts for part in textwrap.wrap(sentence, columns, subsequent_indent="  ")]
+    below = [part for block in (worth, textwrap.wrap(host_text, columns)) if block for part in ("", *block)]
+    return [*head, "", *words.table(rows, right=(0, 3, 4)), *below]
 
 
 def headline(view: View, now: float, zone: tzinfo | None = None) -> list[str]:

@@ -7,8 +7,9 @@ difference is better, worse or not clear follows from the paired bootstrap that 
 from __future__ import annotations
 
 import contextlib
+import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +19,14 @@ from daemon import words
 from state.workspace import Workspace
 
 METRICS = {"bleu": "BLEU", "chrf": "chrF++", "comet": "COMET", "kiwi": "CometKiwi"}
-TERMS = "theological terms"
-DIGITS = {"bleu": 2, "chrf": 2, "comet": 4, "kiwi": 4, "terms": 1}
-MOST_TERMS = 12
+TERMS = "terms"
+NAMES = {**METRICS, TERMS: "theological terms, % right"}
+DIGITS = {"bleu": 2, "chrf": 2, "comet": 4, "kiwi": 4, TERMS: 1}
+MOST_TERMS = 40
 """Named in a line of gained or lost ones."""
 ALL_GENRES = "all"
+GENERAL = "general"
+"""In a genre's place: sentences of everyday life, of no training's domain."""
 SIGNIFICANT_P = 0.05
 BASELINE = "before"
 
@@ -157,9 +161,9 @@ class Row:
 
     model: str
     genre: str
-    """`all`, or one genre."""
+    """`all`, one genre, or `general`."""
     metric: str
-    """BLEU, chrF++ or COMET."""
+    """As people call it: BLEU, chrF++, COMET."""
     before: str
     after: str
     change: str
@@ -168,6 +172,40 @@ class Row:
     p: str
     verdict: str
     """better, worse, not clear, unchanged, or empty when there is nothing to compare."""
+    sentences: int = 0
+    before_between: str = ""
+    """95 % interval of the score before."""
+    after_between: str = ""
+
+    @property
+    def sides(self) -> tuple[tuple[str, str], tuple[str, str]]:
+        """(score, its interval) before and after."""
+        return (self.before, self.before_between), (self.after, self.after_between)
+
+
+@dataclass(frozen=True)
+class FaultRow:
+    """What went wrong in one model's translations under one label."""
+
+    model: str
+    label: str
+    sentences: str
+    length: str
+    """Words against the references'."""
+    empty: str
+    copied: str
+    untranslated: str
+    english: str
+    """Share of English words."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The theological terms that one training changed, with the number of their sentences, the most frequent ones first."""
+
+    model: str
+    gained: str
+    lost: str
 
 
 @dataclass(frozen=True)
@@ -183,6 +221,12 @@ class Sample:
     """(model, label, text)."""
 
 
+Scored = Callable[[ModelRow], Mapping[str, Scores]]
+"""The scores of one row, by genre."""
+Changed = Callable[[ModelComparison], Mapping[str, Mapping[str, Delta]]]
+"""What changed, by genre."""
+
+
 def read(path: Path) -> Results | None:
     """The results in the file; None when there are none, or none that can be read."""
     try:
@@ -193,15 +237,14 @@ def read(path: Path) -> Results | None:
 
 def rows(results: Results | None) -> list[Row]:
     """Every model, overall and by genre, every metric that was measured on either side; models in the file's order."""
-    if results is None or results.baseline is None:
-        return []
-    found: list[Row] = []
-    for model in _models(results):
-        before = results.labels[results.baseline].models.get(model)
-        for label, after in _afters(results, model) or [("", None)]:
-            compared = results.comparisons.get(label, Comparison()).models.get(model, ModelComparison())
-            found += _rows_of(model, before, after, compared)
-    return found
+    return list(
+        _rows(
+            results,
+            lambda row: {ALL_GENRES: row.scores, **row.genres},
+            lambda found: {ALL_GENRES: found.overall, **found.genres},
+            tuple(METRICS),
+        )
+    )
 
 
 def overall(results: Results | None) -> list[Row]:
@@ -209,136 +252,126 @@ def overall(results: Results | None) -> list[Row]:
     return [row for row in rows(results) if row.genre == ALL_GENRES]
 
 
-def verdicts(results: Results | None) -> list[str]:
-    """One sentence for each model that was compared: better, worse or not distinguishable, and where."""
-    compared = results.comparisons.values() if results else ()
-    return [found.verdict for comparison in compared for found in comparison.models.values() if found.verdict]
+def verdicts(results: Results | None) -> list[tuple[str, str]]:
+    """(model, one sentence) for each model that was compared: better, worse or not distinguishable, and where.
+
+    No line is broken between a metric and its number.
+    """
+    return [(model, re.sub(" (?=[+−%])", "\u00a0", found.verdict)) for model, _label, found in _compared(results) if found.verdict]
 
 
-def term_table(results: Results | None) -> list[list[str]]:
-    """Model, label, share of right terms with its interval, terms gained and lost since the baseline; empty: not measured."""
-    lines = []
-    for label, model, row in _cells(results):
-        if row.scores.terms is not None and results is not None:
-            found = results.comparisons.get(label, Comparison()).models.get(model, ModelComparison())
-            share = f"{with_interval(row.scores, 'terms')} %"
-            lines.append([model, label, share, _named(found.terms_gained), _named(found.terms_lost)])
-    return [["model", "", TERMS, "gained", "lost"], *lines] if lines else []
+def briefly(sentence: str) -> str:
+    """A verdict without its intervals, for where there is little room."""
+    return re.sub(r" \(95\s% interval[^)]*\)", "", sentence)
 
 
-def fault_table(results: Results | None) -> list[list[str]]:
-    """Model, label, length against the references, empty, copied and untranslated sentences, share of English words."""
-    lines = [
-        [
-            model,
-            label,
-            "" if row.faults.length_ratio is None else f"{row.faults.length_ratio:.2f}",
-            *(f"{count:,}" for count in (row.faults.empty, row.faults.copied, row.faults.untranslated)),
-            f"{row.faults.english_share:.1%}",
-        ]
-        for label, model, row in _cells(results)
-        if row.faults is not None
-    ]
-    return [["model", "", "length", "empty", "copied", "untranslated", "English words"], *lines] if lines else []
+def term_rows(results: Results | None) -> list[Row]:
+    """The share of theological terms that are right, before and after."""
+    return list(_rows(results, lambda row: {ALL_GENRES: row.scores}, lambda found: {ALL_GENRES: found.overall}, (TERMS,)))
 
 
-def genre_table(results: Results | None) -> list[list[str]]:
-    """Model, label, genre, its sentences, and each metric with its 95 % interval."""
-    cells = list(_cells(results))
-    names = [name for name in METRICS if any(getattr(row.scores, name) is not None for _label, _model, row in cells)]
-    lines = [
-        [model, label, genre, f"{scores.sentences:,}", *(with_interval(scores, name) for name in names)]
-        for label, model, row in cells
-        for genre, scores in {ALL_GENRES: row.scores, **row.genres}.items()
-    ]
-    return [["model", "", "genre", "n", *(METRICS[name] for name in names)], *lines] if lines else []
+def term_changes(results: Results | None) -> list[Terms]:
+    """The terms that each model has gained and lost; models without any are left out."""
+    found = [Terms(model, _named(one.terms_gained), _named(one.terms_lost)) for model, _label, one in _compared(results)]
+    return [one for one in found if one.gained or one.lost]
 
 
 def general_rows(results: Results | None) -> list[Row]:
-    """What was forgotten: BLEU and chrF++ on general sentences, before and after; `genre` is `general`."""
-    if results is None or results.baseline is None:
+    """What was forgotten: BLEU and chrF++ on general sentences, before and after."""
+
+    def sides(row: ModelRow) -> dict[str, Scores]:
+        return {GENERAL: row.general.scores} if row.general else {}
+
+    return list(_rows(results, sides, lambda found: {GENERAL: found.general}, ("bleu", "chrf")))
+
+
+def fault_rows(results: Results | None) -> list[FaultRow]:
+    """The faults of each model under each label, where they were counted."""
+    if results is None:
         return []
-    found = []
-    for model in _models(results):
-        before = results.labels[results.baseline].models.get(model)
-        for label, after in _afters(results, model):
-            if before is not None and before.general is not None and after is not None and after.general is not None:
-                compared = results.comparisons.get(label, Comparison()).models.get(model, ModelComparison())
-                for metric in ("bleu", "chrf"):
-                    sides = getattr(before.general.scores, metric), getattr(after.general.scores, metric)
-                    found.append(_row(model, "general", metric, sides, compared.general.get(metric), compared.same_model))
-    return found
-
-
-def with_interval(scores: Scores, metric: str) -> str:
-    """A score and, where there is one, its 95 % interval."""
-    value = fixed(getattr(scores, metric), metric)
-    if metric not in scores.intervals:
-        return value
-    low, high = scores.intervals[metric]
-    return f"{value} ({fixed(low, metric)} to {fixed(high, metric)})"
+    return [
+        FaultRow(
+            model=model,
+            label=label,
+            sentences=f"{row.scores.sentences:,}",
+            length=words.NOT_MEASURED if row.faults.length_ratio is None else f"{100 * row.faults.length_ratio:.0f} %",
+            empty=f"{row.faults.empty:,}",
+            copied=f"{row.faults.copied:,}",
+            untranslated=f"{row.faults.untranslated:,}",
+            english=f"{100 * row.faults.english_share:.1f} %",
+        )
+        for model in _models(results)
+        for label, row in _labelled(results, model)
+        if row.faults is not None
+    ]
 
 
 def _named(terms: Mapping[str, int]) -> str:
-    """Terms with the number of their sentences, the most frequent ones, and how many more there are."""
-    named = [f"{term} {count}" for term, count in list(terms.items())[:MOST_TERMS]]
+    """Terms with the number of their sentences, and how many more there are."""
+    named = [f"{term}\u00a0{count}" for term, count in list(terms.items())[:MOST_TERMS]]
     more = [f"{len(terms) - MOST_TERMS} more"] if len(terms) > MOST_TERMS else []
     return ", ".join([*named, *more])
-
-
-def _cells(results: Results | None) -> Iterator[tuple[str, str, ModelRow]]:
-    """(label, model, row), by model."""
-    for model in _models(results) if results is not None else ():
-        for name, label in results.labels.items() if results is not None else ():
-            if model in label.models:
-                yield name, model, label.models[model]
 
 
 def _models(results: Results) -> list[str]:
     return list(dict.fromkeys(name for label in results.labels.values() for name in (*label.models, *label.left_out)))
 
 
-def _afters(results: Results, model: str) -> list[tuple[str, ModelRow | None]]:
-    others = [(name, label) for name, label in results.labels.items() if name != results.baseline]
-    return [(name, label.models[model]) for name, label in others if model in label.models]
+def _labelled(results: Results, model: str) -> list[tuple[str, ModelRow]]:
+    return [(name, label.models[model]) for name, label in results.labels.items() if model in label.models]
 
 
-def _rows_of(model: str, before: ModelRow | None, after: ModelRow | None, compared: ModelComparison) -> Iterator[Row]:
-    genres = dict.fromkeys([*(before.genres if before else ()), *(after.genres if after else ())])
-    for genre in (ALL_GENRES, *genres):
-        one, two = _side(before, genre), _side(after, genre)
-        deltas = compared.overall if genre == ALL_GENRES else compared.genres.get(genre, {})
-        for metric in METRICS:
-            sides = getattr(one, metric, None), getattr(two, metric, None)
-            if sides != (None, None):
-                yield _row(model, genre, metric, sides, deltas.get(metric), compared.same_model)
+def _compared(results: Results | None) -> Iterator[tuple[str, str, ModelComparison]]:
+    """(model, label, what changed since the baseline), by model."""
+    if results is not None:
+        for model in _models(results):
+            for label, comparison in results.comparisons.items():
+                if model in comparison.models:
+                    yield model, label, comparison.models[model]
 
 
-def _side(row: ModelRow | None, genre: str) -> Scores | None:
-    if row is None:
-        return None
-    return row.scores if genre == ALL_GENRES else row.genres.get(genre)
+def _rows(results: Results | None, scored: Scored, changed: Changed, metrics: Sequence[str]) -> Iterator[Row]:
+    """A row for each model, genre and metric that was measured on either side."""
+    if results is None or results.baseline is None:
+        return
+    compared = {(model, label): found for model, label, found in _compared(results)}
+    for model in _models(results):
+        labelled = dict(_labelled(results, model))
+        before = labelled.pop(results.baseline, None)
+        for label, after in labelled.items() or [("", None)]:
+            found = compared.get((model, label), ModelComparison())
+            one, two = (scored(row) if row else {} for row in (before, after))
+            for genre in dict.fromkeys([*one, *two]):
+                sides, deltas = (one.get(genre, Scores()), two.get(genre, Scores())), changed(found).get(genre, {})
+                for metric in metrics:
+                    if any(getattr(side, metric) is not None for side in sides):
+                        yield _row(model, genre, metric, *sides, deltas.get(metric), found.same_model)
 
 
-def _row(
-    model: str, genre: str, metric: str, sides: tuple[float | None, float | None], delta: Delta | None, same_model: bool
-) -> Row:
-    one, two = sides
+def _row(model: str, genre: str, metric: str, before: Scores, after: Scores, delta: Delta | None, same_model: bool) -> Row:
+    one, two = getattr(before, metric), getattr(after, metric)
     change = two - one if one is not None and two is not None else None
     p = delta.p_value if delta else None
     low, high = (delta.ci_low, delta.ci_high) if delta else (None, None)
-    between = f"{signed(low, metric)} to {signed(high, metric)}" if low is not None and high is not None else ""
     return Row(
         model=model,
         genre=genre,
-        metric=METRICS[metric],
+        metric=NAMES[metric],
         before=fixed(one, metric),
         after=fixed(two, metric),
         change=signed(change, metric),
-        interval=between,
+        interval=f"{signed(low, metric)} to {signed(high, metric)}" if low is not None and high is not None else "",
         p="" if p is None else f"{p:.3f}",
         verdict=verdict(change, p, same_model),
+        sentences=after.sentences or before.sentences,
+        before_between=_between(before, metric),
+        after_between=_between(after, metric),
     )
+
+
+def _between(scores: Scores, metric: str) -> str:
+    """The 95 % interval of a score; empty where there is none."""
+    return " to ".join(fixed(end, metric) for end in scores.intervals.get(metric, ()))
 
 
 def verdict(change: float | None, p: float | None, same_model: bool = False) -> str:
@@ -408,17 +441,18 @@ def demo_comet(results: Results | None) -> str:
 
 
 def text_table(results: Results | None, columns: int = 80) -> list[str]:
-    """The overall scores for a terminal; empty when nothing was measured. By genre: see the report."""
+    """The verdicts and the overall scores for a terminal; empty when nothing was measured. By genre: see the report."""
     found = overall(results)
     if not found:
         return []
+    said = [line for _model, sentence in verdicts(results) for line in textwrap.wrap(sentence, columns, subsequent_indent="  ")]
     lines, last = [["model", "metric", "before", "after", "change", "", "p"]], ""
     for row in found:
         lines.append([row.model if row.model != last else "", row.metric, row.before, row.after, row.change, row.verdict, row.p])
         last = row.model
     name = demo_comet(results)
     tail = textwrap.wrap(f"COMET here is the {name}.", columns) if name else []
-    return [*words.table(lines, right=(2, 3, 4, 6)), *tail]
+    return [*said, *([""] if said else []), *words.table(lines, right=(2, 3, 4, 6)), *tail]
 
 
 def read_samples(workspace: Workspace, results: Results | None, most: int = 7) -> list[Sample]:

@@ -29,6 +29,7 @@ from daemon.phone.standing import (
     stage_block,
     to_you,
     up_lines,
+    verdict_lines,
     was_stopped,
 )
 from daemon.view import StageView, View
@@ -132,10 +133,12 @@ def unreadable() -> str:
 
 
 def scored(results: scores.Results | None) -> str:
-    """The caption of the report: the scores, and whether they are the demo's."""
-    table = score_lines(results)
+    """The caption of the report: the verdicts, whether COMET is the demo's, and as much of the scores as there is room for."""
+    table, demo = score_lines(results), demo_line(results)
     heading = bold("The scores") if table else "Nothing was measured yet."
-    return text([heading, table, demo_line(results)], units=CAPTION_UNITS)
+    if said := verdict_lines(results):
+        return text([heading, *said], [demo], [table], units=CAPTION_UNITS)
+    return text([heading, table, demo], units=CAPTION_UNITS)
 
 
 def plotted(stage: StageView) -> str:

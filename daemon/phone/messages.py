@@ -34,6 +34,7 @@ from daemon.phone.standing import (
     score_lines,
     stage_block,
     to_you,
+    verdict_lines,
 )
 from daemon.view import StageView, View
 from state import symptoms
@@ -126,10 +127,11 @@ def _succeeded(told: _Told) -> Message:
         line(f"Now: {', '.join(busy)}") if busy else f"Next: {escaped(title(following))}" if following else "",
         *run_lines(told.view, now, told.zone, told.more),
     ]
-    table = score_lines(told.more.scores, 3) if stage.config.module == "stages.evaluate" else ""
-    if not table:
+    found = told.more.scores if stage.config.module == "stages.evaluate" else None
+    if not (table := score_lines(found, 3)):
         return told.message(Ring.LOUD, lines, ahead)
-    return replace(told.message(Ring.LOUD, lines, [table, demo_line(told.more.scores)], ahead, units=CAPTION_UNITS), draws=SCORES)
+    said = verdict_lines(found) or [table]  # the picture has the scores
+    return replace(told.message(Ring.LOUD, lines, [*said, demo_line(found)], ahead, units=CAPTION_UNITS), draws=SCORES)
 
 
 def _failed(told: _Told) -> Message:
@@ -294,6 +296,7 @@ def _finished(told: _Told) -> Message:
             f"It took {words.duration(told.fact.at - run.started_at)}.",
         ],
         lines,
+        verdict_lines(told.more.scores),
         [score_lines(told.more.scores)],
         ["/report has all of it."],
     )

@@ -6,6 +6,7 @@ Lines of our own are at most 40 columns wide; what stages say is escaped, clippe
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import tzinfo
@@ -306,6 +307,16 @@ def _cause(before: Start, start: Start, facts: Sequence[Fact]) -> str:
     return "started after your /stop" if asked else "Vigil restarted"
 
 
+def verdict_lines(results: scores.Results | None) -> list[str]:
+    """What the evaluation says of each model, in lines for a phone; empty where it said nothing."""
+    lines = []
+    for model, verdict in scores.verdicts(results):
+        first, *others = textwrap.wrap(scores.briefly(verdict), COLUMNS)
+        named = first.startswith(model)
+        lines += [f"{bold(model)}{escaped(first.removeprefix(model))}" if named else escaped(first), *map(escaped, others)]
+    return lines
+
+
 def score_lines(results: scores.Results | None, models: int = 6) -> str:
     """The overall scores before and after as a block for a phone; empty when nothing was measured."""
     overall = scores.overall(results)
@@ -316,7 +327,8 @@ def score_lines(results: scores.Results | None, models: int = 6) -> str:
         for row in overall:
             if row.model == model:
                 later = "" if alone else f" → {row.after:>6} {row.change} {row.verdict}"
-                lines.append(f"{row.metric:<6} {row.before:>6}{later}"[:COLUMNS].rstrip())
+                name = row.metric.replace("CometKiwi", "Kiwi")
+                lines.append(f"{name:<6} {row.before:>6}{later}"[:COLUMNS].rstrip())
     return f"<pre>{escaped(chr(10).join(lines))}</pre>" if lines else ""
 
 

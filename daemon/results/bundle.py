@@ -36,7 +36,17 @@ LINK_FROM_BYTES = 1 << 20
 """What is smaller is copied: it may be a file that the run goes on writing to."""
 SPARE_BYTES = 64 << 20
 FICLONE = 0x40049409  # linux/fs.h
-PACKAGES = ("vigil-train", "torch", "transformers", "peft", "accelerate", "ctranslate2", "tokenizers")
+PACKAGES = (
+    "vigil-train",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "ctranslate2",
+    "faster-whisper",
+    "tokenizers",
+    "sacrebleu",
+)
 WEIGHTS = frozenset({".safetensors", ".bin", ".pt", ".wav", ".flac", ".mp3", ".opus", ".m4a", ".webm", ".png"})
 """Not searched for secrets: nothing writes text into them."""
 SECRETS = re.compile(rb"(?<![0-9])[0-9]{8,12}:[A-Za-z0-9_-]{35}(?![A-Za-z0-9_-])|hf_[A-Za-z0-9]{30,}")

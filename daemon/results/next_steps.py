@@ -39,20 +39,33 @@ def steps(run: RunState, receipts: dict[str, Result], workspace: Workspace, vigi
 
 
 def _uses(run: RunState, delivered: set[str], workspace: Workspace, python: str) -> list[Step]:
-    root = str(workspace.root)
     found = []
-    if (path := "fine_tuned_marian_mi") in delivered:
-        found.append(Step("Translate a sentence with the new MarianMT", _script(python, MARIAN.format(model=f"{root}/{path}"))))
+    if "fine_tuned_marian_mi" in delivered:
+        model, quick = workspace.fine_tuned_marian, workspace.fine_tuned_marian / "ct2"
+        script = MARIAN_CT2.format(model=str(model), quick=str(quick)) if quick.is_dir() else MARIAN.format(model=str(model))
+        found.append(Step("Translate a sentence with the new MarianMT", _script(python, script)))
     for stage in run.pipeline.stages:
         base = _model(str(stage.settings.get("model", "")), workspace)
-        gemma = f"fine_tuned_gemma_mi_{stage.settings.get('size', 'A')}"
-        if stage.module == "stages.train_whisper" and (path := "fine_tuned_whisper_mi") in delivered:
-            script = WHISPER.format(base=base, adapter=f"{root}/{path}", chunk="sermon.wav")
-            found.append(Step("Transcribe at most 30 s of speech (16 kHz) with the new Whisper", _script(python, script)))
-        elif stage.module == "stages.train_gemma" and gemma in delivered:
-            script = GEMMA.format(base=base, adapter=f"{root}/{gemma}")
+        gemma = workspace.fine_tuned_gemma(str(stage.settings.get("size", "A")))
+        if stage.module == "stages.train_whisper" and "fine_tuned_whisper_mi" in delivered:
+            found.append(_hearing(base, workspace, python))
+        elif stage.module == "stages.train_gemma" and gemma.name in delivered:
+            script = GEMMA.format(base=base, adapter=str(gemma))
             found.append(Step(f"Translate a sentence by {stage.title or stage.name}", _script(python, script)))
     return found
+
+
+def _hearing(base: str, workspace: Workspace, python: str) -> Step:
+    """By faster-whisper where the merged model was delivered, which takes any recording; else by base and adapter."""
+    adapter, merged = workspace.fine_tuned_whisper, workspace.fine_tuned_whisper / "merged-ct2"
+    speech = str(min(workspace.cleaned_audio.rglob("*.flac"), default="sermon.wav"))
+    if merged.is_dir():
+        what = "Transcribe a recording of any length with the new Whisper"
+        script = FASTER_WHISPER.format(model=str(merged), speech=speech)
+    else:
+        what = "Transcribe at most 30 s of speech (16 kHz) with the new Whisper"
+        script = WHISPER.format(base=base, adapter=str(adapter), speech=speech)
+    return Step(what, _script(python, script))
 
 
 def _model(name: str, workspace: Workspace) -> str:
@@ -65,11 +78,24 @@ def _script(python: str, lines: str) -> str:
     return f"{python} - <<'END'\n{lines}END"
 
 
+MARIAN_CT2 = """\
+from ctranslate2 import Translator
+from transformers import MarianTokenizer
+tokenizer, model = MarianTokenizer.from_pretrained({model!r}), Translator({quick!r})
+[found] = model.translate_batch([tokenizer.convert_ids_to_tokens(tokenizer("Let us pray for one another.").input_ids)])
+print([tokenizer.decode(tokenizer.convert_tokens_to_ids(found.hypotheses[0]))])
+"""
 MARIAN = """\
 from transformers import MarianMTModel, MarianTokenizer
 tokenizer, model = MarianTokenizer.from_pretrained({model!r}), MarianMTModel.from_pretrained({model!r})
 batch = tokenizer(["Let us pray for one another."], return_tensors="pt")
 print(tokenizer.batch_decode(model.generate(**batch), skip_special_tokens=True))
+"""
+FASTER_WHISPER = """\
+from faster_whisper import WhisperModel
+model = WhisperModel({model!r}, device="cpu", compute_type="float32")
+segments, _ = model.transcribe({speech!r}, language="en", vad_filter=True)
+print([segment.text for segment in segments])
 """
 WHISPER = """\
 from peft import PeftModel
@@ -77,7 +103,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 import soundfile
 processor = WhisperProcessor.from_pretrained({base!r})
 model = PeftModel.from_pretrained(WhisperForConditionalGeneration.from_pretrained({base!r}), {adapter!r})
-speech, rate = soundfile.read({chunk!r}, dtype="float32")
+speech, rate = soundfile.read({speech!r}, dtype="float32")
 heard = model.generate(**processor(speech, sampling_rate=rate, return_tensors="pt"), language="en", task="transcribe")
 print(processor.batch_decode(heard, skip_special_tokens=True))
 """

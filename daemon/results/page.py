@@ -20,7 +20,7 @@ from daemon.results.timeline import Timeline, timeline
 from daemon.view import AttemptHistory, View, read, read_history, results
 from state import forecast
 from state.contract import Result
-from state.durable import write_atomically
+from state.durable import tree_files, write_atomically
 from state.machine import Status
 from state.pipeline import Pipeline
 from state.workspace import Workspace
@@ -28,6 +28,17 @@ from state.workspace import Workspace
 TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
 LAUNCHER = Path(__file__).resolve().parents[2] / "vigil"
 MODELS_MADE_HERE = "models/"
+EXPLAINED = {
+    "scores": "BLEU and chrF++ run from 0 to 100; of every metric more is better. Small, below a number: its 95 % interval. "
+    "“Better” and “worse” mean that the change is more than chance (p < 0.05); “not clear” means that chance would do.",
+    "terms": "Of the glossary's terms in the English that a reference bears out, the share that stands in the translation, in any "
+    "inflection. A term is gained in a sentence where it was wrong before and is right now; lost is the other way round.",
+    "faults": "Length: words of the translations, by those of the references. Copied: the English came out again. In English: two "
+    "or more English words such as “the” and “shall” were left in. English words: their share of all words.",
+    "general": "Sentences on everyday topics that no training saw. Where they are translated worse than before, the training has "
+    "cost something that the model could do.",
+}
+"""What the figures of each table are."""
 WER = {"wer": "sermon chunks held out, against their pseudo-labels", "replay_wer": "general speech held out"}
 
 
@@ -61,7 +72,13 @@ class Page:
     overview: list[tuple[str, str]]
     disclaimers: list[str]
     timeline: Timeline
+    verdicts: list[tuple[str, str]]
+    """(model, what follows its name in the evaluation's own sentence)."""
     score_rows: list[scores.Row]
+    term_rows: list[scores.Row]
+    term_changes: list[scores.Terms]
+    fault_rows: list[scores.FaultRow]
+    general_rows: list[scores.Row]
     score_notes: list[str]
     signatures: list[str]
     wer_rows: list[tuple[str, str, str, str, str]]
@@ -89,6 +106,10 @@ class Page:
     @property
     def genres(self) -> list[str]:
         return [genre for genre in dict.fromkeys(row.genre for row in self.score_rows) if genre != scores.ALL_GENRES]
+
+    @property
+    def explained(self) -> dict[str, str]:
+        return EXPLAINED
 
     def rows_of(self, model: str, genre: str) -> list[scores.Row]:
         """The rows of one model and genre."""
@@ -127,18 +148,24 @@ def gather(workspace: Workspace, now: float, zone: tzinfo | None = None) -> Page
     history = read_history(workspace, run)
     receipts = results(workspace, run)
     measured = scores.read(workspace.eval_results)
+    said = scores.verdicts(measured)
     kept, counted = forecast.forecasts(workspace), accounts.read(workspace, view, now)
     titles = {stage.config.name: stage.title for stage in view.stages}
     spent = energy.read(workspace, run.pipeline)
     head, *rows = account_table(view, counted, spent)
     return Page(
         title=run.pipeline.name,
-        verdict=story.verdict(view, scores.rows(measured), counted, kept[-1] if kept else None, now, zone),
+        verdict=story.verdict(view, scores.rows(measured), counted, kept[-1] if kept else None, now, zone, said=said),
         mood=("bad" if run.failed_required else "good") if run.finished else "going",
         overview=overview(view, receipts, now, zone),
         disclaimers=disclaimers(view, measured),
         timeline=timeline(run, {stage.name: report.reason(stage) for stage in run.stages}, seen_until(view, now), zone),
+        verdicts=[(model, sentence.removeprefix(model)) for model, sentence in said],
         score_rows=scores.rows(measured),
+        term_rows=scores.term_rows(measured),
+        term_changes=scores.term_changes(measured),
+        fault_rows=scores.fault_rows(measured),
+        general_rows=scores.general_rows(measured),
         score_notes=scores.notes(measured),
         signatures=scores.signatures(measured),
         wer_rows=wer_rows(view),
@@ -153,7 +180,7 @@ def gather(workspace: Workspace, now: float, zone: tzinfo | None = None) -> Page
         steps=next_steps.steps(run, receipts, workspace, LAUNCHER, Path(sys.executable)),
         attempts=[(stage, str(a.number), str(a.outcome), a.reason) for stage, a in report.bad_attempts(run)],
         remarks=[(words.day_and_clock(fact.at, zone), fact.stage or "", fact.text) for fact in report.remarks(view.facts)],
-        outputs=report.output_rows(receipts),
+        outputs=[row for told in report.output_rows(receipts) for row in (told, *copies(workspace, told[0]))],
         made=words.date_line(now, zone),
     )
 
@@ -163,13 +190,32 @@ def markdown_rows(page: Page) -> dict[str, list[list[str]]]:
     stages = [
         [str(lane.number), lane.title, lane.status, lane.took, str(len(lane.segments)), lane.reason] for lane in page.timeline.lanes
     ]
-    overall, genres = [], []
-    for row in page.score_rows:
-        if row.genre == scores.ALL_GENRES:
-            overall.append([row.model, row.metric, row.before, row.after, row.change, row.interval, row.p, row.verdict])
-        else:
-            genres.append([row.model, row.genre, row.metric, row.before, row.after, row.change, row.p, row.verdict])
-    return {"stages": stages, "overall": overall, "genres": genres}
+    by_genre = [row for row in page.score_rows if row.genre != scores.ALL_GENRES]
+    return {
+        "stages": stages,
+        "overall": [_cells(row) for row in page.score_rows if row.genre == scores.ALL_GENRES],
+        "terms": [[row.model, *_cells(row)[2:]] for row in page.term_rows],
+        "faults": [
+            [r.model, r.label.replace("_", " "), r.sentences, r.length, r.empty, r.copied, r.untranslated, r.english]
+            for r in page.fault_rows
+        ],
+        "general": [_cells(row) for row in page.general_rows],
+        "genres": [[row.model, row.genre.replace("_", " "), f"{row.sentences:,}", *_cells(row)[1:]] for row in by_genre],
+    }
+
+
+def _cells(row: scores.Row) -> list[str]:
+    before, after = (f"{score} ({between})" if between else score for score, between in row.sides)
+    return [row.model, row.metric, before, after, row.change, row.interval, row.p, row.verdict]
+
+
+def copies(workspace: Workspace, path: str) -> list[tuple[str, str, str, str]]:
+    """The other forms of a delivered model that lie in its folder, whose digest is theirs too."""
+    found = []
+    for name, what in report.COPIES.items():
+        if name.startswith(f"{path.rstrip('/')}/") and (files := tree_files(workspace.root / name)):
+            found.append((name, words.size(sum(file.stat().st_size for file in files)), what, "see the folder"))
+    return found
 
 
 def account_table(view: View, counted: accounts.Accounts, spent: Sequence[energy.Energy]) -> list[list[str]]:

@@ -8,7 +8,7 @@ from datetime import tzinfo
 
 from daemon import report, words
 from daemon.accounts import Accounts, Cost
-from daemon.scores import ALL_GENRES, Row
+from daemon.scores import ALL_GENRES, Row, briefly
 from daemon.view import View
 from state.contract import Outcome
 from state.forecast import Forecast
@@ -68,10 +68,17 @@ class Day:
 
 
 def verdict(
-    view: View, scores: Sequence[Row], accounts: Accounts | None, forecast: Forecast | None, now: float, zone: tzinfo | None = None
+    view: View,
+    scores: Sequence[Row],
+    accounts: Accounts | None,
+    forecast: Forecast | None,
+    now: float,
+    zone: tzinfo | None = None,
+    *,
+    said: Sequence[tuple[str, str]] = (),
 ) -> tuple[str, str, str]:
-    """How it ended, what it is worth, what it cost: a sentence each."""
-    return _how_it_ended(view, forecast, now, zone), worth(scores), _what_it_cost(view, accounts)
+    """How it ended, what it is worth, what it cost; `said`: see `worth`."""
+    return _how_it_ended(view, forecast, now, zone), worth(scores, said), _what_it_cost(view, accounts)
 
 
 def _how_it_ended(view: View, forecast: Forecast | None, now: float, zone: tzinfo | None) -> str:
@@ -102,15 +109,20 @@ def _and_deadline(forecast: Forecast, now: float, zone: tzinfo | None) -> str:
     return f"; {due} holds" if forecast.fits else f"; {due} does not hold with 80 %"
 
 
-def worth(rows: Sequence[Row]) -> str:
-    """Every model in a clause: better, worse, both, or not to be told from before."""
+def worth(rows: Sequence[Row], said: Sequence[tuple[str, str]] = ()) -> str:
+    """Every model, in a line: better, worse, both, or not to be told from before.
+
+    Args:
+        said: (model, the evaluation's own sentence), which is used, shortened; a model without one gets a clause from its rows.
+    """
+    told = {model for model, _sentence in said}
     overall: dict[str, list[Row]] = {}
     for row in rows:
-        if row.genre == ALL_GENRES and row.verdict not in ("", "same model"):
+        if row.genre == ALL_GENRES and row.verdict not in ("", "same model") and row.model not in told:
             overall.setdefault(row.model, []).append(row)
-    if not overall:
-        return "No translation was measured both before and after."
-    return "; ".join(_clause(model, found) for model, found in overall.items()) + "."
+    clauses = "; ".join(_clause(model, found) for model, found in overall.items())
+    sentences = [*(briefly(sentence) for _model, sentence in said), *([f"{clauses}."] if clauses else [])]
+    return "\n".join(sentences) or "No translation was measured both before and after."
 
 
 def _clause(model: str, rows: Sequence[Row]) -> str:

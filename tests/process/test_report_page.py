@@ -10,6 +10,7 @@ import pytest
 from daemon.results import page
 from state.workspace import Workspace
 from tests.process.browser import CHROMIUM, browse
+from tests.unit.daemon.full_scores import enriched
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
@@ -32,6 +33,21 @@ document.body.dataset.probe = JSON.stringify({
 """  # noqa: E501  read by a browser, not by people
 
 
+SCORES_PROBE = """
+<script>
+document.documentElement.style.width = 'WIDTHpx';
+const all = (what) => [...document.querySelectorAll('#scores ' + what)];
+const folded = all('details:not([open])').length;
+all('details').forEach((e) => { e.open = true; });
+document.body.dataset.probe = JSON.stringify({
+  folded, shown: document.body.getBoundingClientRect().width, tables: all('.scroll').length,
+  over: all('.scroll').filter((e) => e.scrollWidth > e.clientWidth + 1).map((e) => [e.clientWidth, e.scrollWidth, e.innerText]),
+  verdicts: all('.verdicts strong').map((e) => e.innerText),
+});
+</script>
+"""
+
+
 @pytest.mark.parametrize("width", [1200, 800, 500])
 def test_the_page_is_shown_whole(width: int, finished_workspace: Workspace, tmp_path: Path) -> None:
     """Every section and plot has a size, all bars start at one line, nothing hangs over the edge, nothing is asked for."""
@@ -47,6 +63,20 @@ def test_the_page_is_shown_whole(width: int, finished_workspace: Workspace, tmp_
     assert seen["segments"] == 12
     assert len(seen["tracks"]) == 1
     assert seen["asked"] == []
+
+
+@pytest.mark.parametrize("width", [1280, 820, 390])
+def test_the_scores_fit_the_page(width: int, finished_workspace: Workspace, tmp_path: Path) -> None:
+    """Whatever the evaluation found stands in tables that need no scrolling, also what is folded away at first."""
+    enriched(finished_workspace)
+    page.write(finished_workspace)
+    html = finished_workspace.report / "index.html"
+    seen = browse(html, SCORES_PROBE.replace("WIDTH", str(width)), tmp_path, max(width, 500))  # no window of it is narrower
+    assert seen["shown"] == width
+    assert seen["over"] == []
+    assert seen["tables"] == 8
+    assert seen["verdicts"] == ["MarianMT", "TranslateGemma-4B"]
+    assert seen["folded"] == 5
 
 
 def test_the_page_follows_light_and_dark(finished_workspace: Workspace, tmp_path: Path) -> None:

@@ -128,6 +128,15 @@ def test_status_fits_a_terminal(finished_workspace: Workspace) -> None:
     assert "FAILED" in text
     assert "SKIPPED" in text
     assert lines[-1] == "disk 412 GB free (/home/run) · RAM 12 GB of 64 GB · RTX 97 % 14 GB of 16 GB"
+    said = ["MarianMT is better than before: chrF++ +13.25; better in gospels; on general sentences worse: chrF++ −0.84."]
+    worth = report.status_lines(view.read(finished_workspace), HOST, 1_770_923_000.0, columns=80, zone=UTC, verdicts=said)
+    assert worth == [
+        *lines[:-1],
+        "MarianMT is better than before: chrF++ +13.25; better in gospels; on general",
+        "  sentences worse: chrF++ −0.84.",
+        "",
+        lines[-1],
+    ]
 
 
 def test_a_dead_daemon_is_told(mid_workspace: Workspace) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from daemon import scores
 from state.workspace import Workspace
+from tests.unit.daemon.full_scores import BETTER, UNCLEAR, enriched
 
 
 def test_every_model_metric_and_genre_has_its_row(finished_workspace: Workspace) -> None:
@@ -90,59 +91,59 @@ def test_the_notes_name_the_comet_and_what_is_left_out(finished_workspace: Works
     assert "paired bootstrap, 1,000 resamples by verse reference" in text
 
 
-def enriched(workspace: Workspace) -> scores.Results:
-    """The finished run's results with terms, faults, general sentences and a verdict for MarianMT."""
-    saved: dict[str, Any] = json.loads(workspace.eval_results.read_text())
-    for label, terms in (("before", 70.0), ("after", 81.25)):
-        row = saved["labels"][label]["models"]["MarianMT"]
-        row["scores"] |= {"terms": terms, "intervals": {"terms": [terms - 2, terms + 2], "chrf": [1.0, 2.0]}}
-        row["faults"] = {"length_ratio": 0.976, "empty": 1, "copied": 2, "untranslated": 3, "english_share": 0.0123}
-        row["general"] = {"scores": {"sentences": 200, "bleu": 30.0, "chrf": terms - 20}, "translations": {}}
-    found = saved["comparisons"]["after"]["models"]["MarianMT"]
-    found |= {
-        "verdict": "MarianMT is better than before.",
-        "terms_gained": {f"t{n}": 1 for n in range(14)},
-        "terms_lost": {"altar": 2},
-    }
-    found["general"] = {"chrf": {"delta": 11.25, "p_value": 0.2, "ci_low": -1, "ci_high": 20}}
-    workspace.eval_results.write_text(json.dumps(saved))
-    read = scores.read(workspace.eval_results)
-    assert read is not None
-    return read
+def test_verdicts_are_the_evaluations_own(finished_workspace: Workspace) -> None:
+    """One sentence a model, word by word, its numbers kept with what they are; the short form has all but the intervals."""
+    found = scores.verdicts(enriched(finished_workspace))
+    assert "chrF++\u00a0+13.25 (95\u00a0% interval\u00a0+12.05 to\u00a0+14.65)" in found[0][1]
+    said = [(model, sentence.replace("\u00a0", " ")) for model, sentence in found]
+    assert said == [("MarianMT", BETTER), ("TranslateGemma-4B", UNCLEAR)]
+    assert scores.briefly(found[0][1]) == scores.briefly(BETTER).replace(" +", "\u00a0+").replace(" −", "\u00a0−")
+    assert scores.briefly(BETTER) == (
+        "MarianMT is better than before: chrF++ +13.25; better in gospels, poetry; on general sentences worse: chrF++ −0.84."
+    )
 
 
-def test_verdicts_and_their_tables(finished_workspace: Workspace) -> None:
-    """One sentence a model; terms with gained and lost ones; faults; every genre with n and intervals; what was forgotten."""
+def test_scores_carry_their_sentences_and_intervals(finished_workspace: Workspace) -> None:
+    """Overall and by genre; a score without an interval has none."""
+    rows = scores.rows(enriched(finished_workspace))
+    poetry = next(row for row in rows if (row.model, row.genre, row.metric) == ("MarianMT", "poetry", "BLEU"))
+    assert (poetry.sentences, poetry.sides) == (40, (("2.25", "0.50 to 3.25"), ("15.50", "0.50 to 3.25")))
+    whole = [row for row in rows if (row.model, row.genre) == ("MarianMT", "all")]
+    assert [row.after_between for row in whole] == ["", "1.00 to 2.00", "", ""]
+
+
+def test_terms_faults_and_what_was_forgotten(finished_workspace: Workspace) -> None:
+    """Each with its figures where it was measured; the most frequent terms are named, and how many more there are."""
     found = enriched(finished_workspace)
-    assert scores.verdicts(found) == ["MarianMT is better than before."]
-    assert scores.term_table(found)[1] == ["MarianMT", "before", "70.0 (68.0 to 72.0) %", "", ""]
-    last = scores.term_table(found)[2]
-    assert last[2] == "81.2 (79.2 to 83.2) %"
-    assert last[3].endswith("t11 1, 2 more")
-    assert last[4] == "altar 2"
-    assert scores.fault_table(found)[1] == ["MarianMT", "before", "0.98", "1", "2", "3", "1.2%"]
-    table = scores.genre_table(found)
-    assert table[0] == ["model", "", "genre", "n", "BLEU", "chrF++", "COMET"]
-    assert table[1][:6] == ["MarianMT", "before", "all", "40", "1.25", "9.75 (1.00 to 2.00)"]
-    assert {line[2] for line in table[1:]} == {"all", "gospels", "poetry", "prophecy"}
-    assert [(row.metric, row.before, row.after, row.verdict) for row in scores.general_rows(found)] == [
-        ("BLEU", "30.00", "30.00", "unchanged"),
-        ("chrF++", "50.00", "61.25", "not clear"),
+    [share] = scores.term_rows(found)
+    assert (share.model, *share.sides) == ("MarianMT", ("70.0", "68.0 to 72.0"), ("81.2", "79.2 to 83.2"))
+    assert (share.change, share.interval, share.verdict) == ("+11.2", "+3.1 to +18.0", "better")
+    [terms] = scores.term_changes(found)
+    assert terms.gained.replace("\u00a0", " ").startswith("t0 50, t1 49")
+    assert terms.gained.endswith(", 2 more")
+    assert (terms.model, terms.lost) == ("MarianMT", "altar\u00a02")
+    before, after = scores.fault_rows(found)
+    assert before == scores.FaultRow("MarianMT", "before", "40", "98 %", "1", "2", "3", "1.2 %")
+    assert after.label == "after"
+    assert [(row.metric, row.before, row.after, row.sentences, row.verdict) for row in scores.general_rows(found)] == [
+        ("BLEU", "30.00", "30.00", 200, "unchanged"),
+        ("chrF++", "58.30", "58.19", 200, "worse"),
     ]
 
 
 def test_older_results_have_no_such_tables(finished_workspace: Workspace) -> None:
     """What was not measured has no table, rather than an empty one; nothing at all neither."""
-    old = scores.read(finished_workspace.eval_results)
-    for found in (old, None):
-        assert scores.verdicts(found) == scores.term_table(found) == scores.fault_table(found) == scores.general_rows(found) == []
-    assert scores.genre_table(None) == []
+    tables = (scores.verdicts, scores.term_rows, scores.term_changes, scores.fault_rows, scores.general_rows)
+    for found in (scores.read(finished_workspace.eval_results), None):
+        assert [table(found) for table in tables] == [[], [], [], [], []]
 
 
 def test_the_terminal_table_fits(finished_workspace: Workspace) -> None:
-    """80 columns, and the demo's own metric is named below."""
-    lines = scores.text_table(scores.read(finished_workspace.eval_results), columns=80)
+    """80 columns, the verdicts first, and the demo's own metric is named below."""
+    lines = scores.text_table(enriched(finished_workspace), columns=80)
     assert max(len(line) for line in lines) <= 80
+    assert any("chrF++\u00a0+13.25 (" in line for line in lines)
+    assert " ".join(" ".join(lines).split()).startswith(f"{BETTER} {UNCLEAR} model metric")
     assert " ".join(lines[-2:]).endswith("not comparable with a published COMET).")
 
 

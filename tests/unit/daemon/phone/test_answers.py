@@ -16,7 +16,9 @@ from daemon.view import View
 from state.contract import BatchPlan, Outcome, Progress
 from state.machine import Status
 from state.snapshot import BackingOff, Intent, Running
+from state.workspace import Workspace
 from tests.conftest import T0
+from tests.unit.daemon.full_scores import enriched
 from tests.unit.daemon.phone_views import HOST, fact, more_of, now_of, stage_of, with_run, with_stage
 
 
@@ -200,6 +202,27 @@ def test_the_scores_fit_a_phone(measured: More) -> None:
     assert measured.scores is not None
     alone = msgspec.structs.replace(measured.scores, labels={"before": measured.scores.labels["before"]}, comparisons={})
     assert standing.score_lines(alone).splitlines()[:2] == ["<pre>MarianMT", "BLEU     1.25"]
+
+
+def test_the_verdicts_fit_a_phone(finished_workspace: Workspace) -> None:
+    """Each model's in short before the scores, in 40 columns, its name in bold; it fits a caption, and COMET's origin is said."""
+    found = enriched(finished_workspace)
+    assert standing.verdict_lines(found) == [
+        "<b>MarianMT</b> is better than before:",
+        "chrF++\u00a0+13.25; better in gospels,",
+        "poetry; on general sentences worse:",
+        "chrF++\u00a0−0.84.",
+        "<b>TranslateGemma-4B</b> is not distinguishable",
+        "from before: chrF++\u00a0−0.50.",
+    ]
+    assert all(words.cells(words.bare(line)) <= markup.COLUMNS for line in standing.verdict_lines(found))
+    table = words.bare(standing.score_lines(found)).splitlines()
+    assert table[4] == "Kiwi   0.7000 → 0.8125 +0.1125 not clear"
+    assert max(map(words.cells, table)) <= markup.COLUMNS
+    caption = answers.scored(found)
+    assert words.utf16_units(words.bare(caption)) <= markup.CAPTION_UNITS
+    places = [caption.index(part) for part in ("The scores", "is better than before", "COMET: demo metric", "<pre>MarianMT")]
+    assert places == sorted(places)
 
 
 def test_a_plot_is_named(mid: View) -> None:

@@ -17,7 +17,9 @@ from daemon.view import View
 from state.contract import CommandKind, Outcome, Progress
 from state.forecast import Forecast
 from state.snapshot import Attempt, Fact, Pending, Running, Start
+from state.workspace import Workspace
 from tests.conftest import T0, ExampleRun
+from tests.unit.daemon.full_scores import enriched
 from tests.unit.daemon.phone_views import (
     HOST,
     assert_sendable,
@@ -88,6 +90,18 @@ It took 2 min 51 s in 2 attempts.
     )
     scored = told(fact_of(done, "stage.succeeded", "evaluate_after"), done, measured)
     assert "\n\n<pre>MarianMT\nBLEU     1.25 →  14.50 +13.25 better\n" in scored.html
+
+
+def test_the_verdicts_are_told(done: View, finished_workspace: Workspace) -> None:
+    """When an evaluation is done, in place of the table, since the picture has it; at the end before the table."""
+    more = More(scores=enriched(finished_workspace))
+    brief = "<b>MarianMT</b> is better than before:\nchrF++\u00a0+13.25; better in gospels,\npoetry; "
+    scored = told(fact_of(done, "stage.succeeded", "evaluate_after"), done, more)
+    assert f"\n\n{brief}" in scored.html
+    assert "\u00a0−0.50.\nCOMET: demo metric" in scored.html
+    assert "<pre>" not in scored.html
+    end = told(fact_of(done, "run.finished"), done, more).html
+    assert 0 < end.index(brief) < end.index("<pre>MarianMT\nBLEU")
 
 
 def test_the_end_rings(done: View, measured: More) -> None:

@@ -19,6 +19,8 @@ from state.durable import tree_digest
 from state.workspace import Workspace
 
 MARIAN = "fine_tuned_marian_mi/model.safetensors"
+CT2 = "fine_tuned_marian_mi/ct2/model.bin"
+GENERAL = "metrics/translations_general/after/MarianMT.jsonl"
 TOKEN = b"123456789:AAabcdefghijklmnopqrstuvwxyz0123456"
 
 
@@ -29,6 +31,8 @@ def brought(finished_workspace: Workspace) -> Workspace:
     for path, data in {
         MARIAN: os.urandom(3 << 20),
         "fine_tuned_marian_mi/config.json": b"{}",
+        CT2: b"the same for CTranslate2",
+        GENERAL: b"{}\n",
         "stark_data/raw/sermon.mp3": os.urandom(2 << 20),
         "stages/train_marian/checkpoints/step-00000160/weights.bin": b"checkpoint",
         "telegram/outbox.jsonl": b"private",
@@ -67,11 +71,21 @@ def test_results_and_records_are_taken_and_nothing_private(brought: Workspace, t
     """Adapters, metrics, logs, report, state and journal; no checkpoint, no recording, nothing of the bot."""
     made = make(brought, tmp_path / "out")
     found = paths(made)
-    assert {MARIAN, "state.json", "journal.jsonl", "report/index.html", "logs/progress.log", "metrics/eval_results.json"} <= found
+    assert {
+        MARIAN,
+        CT2,
+        GENERAL,
+        "state.json",
+        "journal.jsonl",
+        "report/index.html",
+        "logs/progress.log",
+        "metrics/eval_results.json",
+    } <= found
     assert {"stages/train_marian/result.json", "stages/train_marian/attempts/001/output.log", "logs/07_train_marian.log"} <= found
     on_disk = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert on_disk == found | {bundle.MANIFEST, bundle.SUMS}
     assert not [path for path in on_disk if "telegram" in path or "checkpoints" in path or path.endswith((".mp3", ".lock"))]
+    assert not why(made, "fine_tuned_marian_mi"), "it is what was delivered"
     assert why(made, "stark_data/raw") == "recordings: add --with-audio"
     assert (made.run, made.complete, made.finished_at is not None) == ("20260212-180000", True, True)
     assert made.versions["python"].startswith("3.")

@@ -42,6 +42,28 @@ def test_failed_stages_come_first(finished_workspace: Workspace) -> None:
     ]
 
 
+def test_what_is_quicker_is_offered_where_it_was_delivered(finished_workspace: Workspace) -> None:
+    """faster-whisper for a merged Whisper, on a chunk of the run's own; CTranslate2 for MarianMT."""
+    run = view.read(finished_workspace).run
+
+    def commands() -> str:
+        found = next_steps.steps(run, view.results(finished_workspace, run), finished_workspace, VIGIL, Path(sys.executable))
+        return "\n".join(step.command for step in found)
+
+    assert "WhisperModel(" not in commands()
+    assert "Translator(" not in commands()
+    merged, quick = finished_workspace.fine_tuned_whisper / "merged-ct2", finished_workspace.fine_tuned_marian / "ct2"
+    chunks = [finished_workspace.cleaned_audio / "a" / f"chunk_000{number}.flac" for number in (2, 1)]
+    for folder in (merged, quick, chunks[0].parent):
+        folder.mkdir(parents=True)
+    for chunk in chunks:
+        chunk.write_bytes(b"")
+    assert f"WhisperModel('{merged}', " in commands()
+    assert f"model.transcribe('{chunks[1]}', " in commands()
+    assert f"Translator('{quick}')" in commands()
+    assert "WhisperForConditionalGeneration" not in commands()
+
+
 def test_a_run_that_went_well_has_nothing_to_mend(finished_workspace: Workspace) -> None:
     """No retry and no second run where all succeeded; nothing to take along where nothing was delivered."""
     run = view.read(finished_workspace).run
@@ -76,18 +98,42 @@ def delivered(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return workspace
 
 
+def convert(workspace: Workspace, scratch: Path) -> None:
+    """Both models for CTranslate2, as training delivers them."""
+    from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+    from stages import marian_ct2, merged_whisper
+
+    base = workspace.root / next(s for s in ExampleRun(scratch).pipeline.stages if s.name == "train_whisper").settings["model"]
+    model, processor = WhisperForConditionalGeneration.from_pretrained(base), WhisperProcessor.from_pretrained(base)
+    merged_whisper.convert(model, processor, scratch)
+    (scratch / merged_whisper.FOLDER).rename(workspace.fine_tuned_whisper / merged_whisper.FOLDER)
+    marian_ct2.convert(workspace.fine_tuned_marian, workspace.fine_tuned_marian / marian_ct2.FOLDER)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft asks
 def test_the_commands_run(delivered: Workspace, tmp_path: Path) -> None:
-    """Each use of a delivered model, pasted into a shell, loads a real (tiny) model and prints what it made of it."""
+    """Each use of a delivered model, pasted into a shell, loads a real (tiny) model and prints what it made of it.
+
+    Then the same with the forms for CTranslate2 beside them.
+    """
+    assert "WhisperModel(" not in prints(delivered, tmp_path)
+    convert(delivered, tmp_path / "scratch")
+    assert "WhisperModel(" in prints(delivered, tmp_path)
+
+
+def prints(delivered: Workspace, folder: Path) -> str:
+    """Run every use in `folder`; their commands."""
     run = view.read(delivered).run
     names = ("fine_tuned_marian_mi", "fine_tuned_whisper_mi", "fine_tuned_gemma_mi_A")
     outputs = tuple(Output(path=name, size_bytes=1, sha256="") for name in names)
     receipts = {"train_marian": Result(stage="train_marian", attempt=1, at=T0, outputs=outputs)}
     uses = [step for step in next_steps.steps(run, receipts, delivered, VIGIL, Path(sys.executable)) if " - <<" in step.command]
     assert len(uses) == 3
-    soundfile.write(tmp_path / "sermon.wav", np.zeros(16_000, np.float32), 16_000)
+    soundfile.write(folder / "sermon.wav", np.zeros(16_000, np.float32), 16_000)
     for step in uses:
-        ended = subprocess.run(["sh", "-c", step.command], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+        ended = subprocess.run(["sh", "-c", step.command], cwd=folder, capture_output=True, text=True, timeout=120, check=False)
         assert ended.returncode == 0, ended.stderr
         assert ended.stdout.startswith("["), ended.stdout
+    return "\n".join(step.command for step in uses)

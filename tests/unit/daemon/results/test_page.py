@@ -14,6 +14,7 @@ from daemon import accounts, energy
 from daemon.results import page
 from state.snapshot import Fact
 from state.workspace import Workspace
+from tests.unit.daemon.full_scores import enriched
 
 NOW = 1_770_923_000.0
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -93,6 +94,58 @@ def test_a_finished_run_is_told_whole(finished_workspace: Workspace) -> None:
         assert wanted in text, wanted
         assert wanted in markdown, wanted
     assert "optimizer step" in text
+
+
+def test_what_the_evaluation_found_is_shown(finished_workspace: Workspace) -> None:
+    """Verdicts first, then terms gained and lost, faults, what was forgotten, each genre with n and intervals, in both files."""
+    enriched(finished_workspace)
+    html, markdown, found = checked(finished_workspace)
+    text = " ".join(" ".join(found.text).replace("\u00a0", " ").split())
+    order = (
+        "on general sentences worse: chrF++ −0.84. TranslateGemma-4B is not distinguishable",
+        "is better than before: chrF++ +13.25 (95 % interval +12.05 to +14.65)",
+        "Theological terms",
+        "terms right, %",
+        "gained: t0 50, t1 49",
+        "altar 2",
+        "Faults",
+        "What was forgotten",
+        "58.30",
+        "By genre",
+        "0.50 to 3.25",
+    )
+    for told in (text, " ".join(markdown.replace("\u00a0", " ").split())):
+        places = [told.find(wanted) for wanted in order]
+        assert -1 not in places, order[places.index(-1)]
+        assert places == sorted(places)
+    assert "before 98 % 1 2 3 1.2 %" in text
+    assert "| MarianMT | before | 40 | 98 % | 1 | 2 | 3 | 1.2 % |" in markdown
+    assert "| MarianMT | 70.0 (68.0 to 72.0) | 81.2 (79.2 to 83.2) | +11.2 | +3.1 to +18.0 | 0.004 | better |" in markdown
+    assert "| MarianMT | poetry | 40 | BLEU | 2.25 (0.50 to 3.25) |" in markdown
+    assert "40 sentences" in text
+    assert html.count("<details") == html.count("</details>")
+    assert "<details open" not in html
+
+
+def test_forgetting_that_nobody_measured_is_said_so(finished_workspace: Workspace) -> None:
+    """And how it is measured; the tables that older results lack are left out."""
+    _html, markdown, found = checked(finished_workspace)
+    text = " ".join("".join(found.text).split())
+    assert "What was forgotten Not measured; forgetting = true in an evaluation’s settings measures it." in text
+    assert "### What was forgotten\n\nNot measured; `forgetting = true`" in markdown
+    assert "Theological terms" not in text + markdown
+    assert "Faults" not in text + markdown
+
+
+def test_other_forms_of_a_model_are_named(finished_workspace: Workspace) -> None:
+    """The model for faster-whisper lies in the adapter's folder: the page says so, with its size, where it was delivered."""
+    merged = finished_workspace.fine_tuned_whisper / "merged-ct2"
+    merged.mkdir(parents=True)
+    (merged / "model.bin").write_bytes(bytes(2_500_000))
+    _html, markdown, _found = checked(finished_workspace)
+    row = "| fine_tuned_whisper_mi/merged-ct2 | 2.5 MB | Whisper and adapter as one model, for faster-whisper | see the folder |"
+    assert row in markdown
+    assert "fine_tuned_marian_mi/ct2 |" not in markdown
 
 
 def test_what_is_not_there_is_called_not_measured(example: Any) -> None:

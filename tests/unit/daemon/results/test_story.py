@@ -77,6 +77,17 @@ def test_nothing_is_made_up(finished: View) -> None:
     assert story.worth([row("A", "BLEU", "same model")]) == "No translation was measured both before and after."
 
 
+def test_the_evaluations_own_sentence_counts() -> None:
+    """Shortened, in place of a clause made from the rows; a model that it says nothing of keeps its clause."""
+    said = [("A", "A is worse than before: chrF++ −2.00 (95 % interval −3.00 to −1.00); worse in poetry.")]
+    rows = [row("A", "BLEU", "better"), row("B", "BLEU", "better", "+3.00")]
+    assert story.worth(rows, said).splitlines() == [
+        "A is worse than before: chrF++ −2.00; worse in poetry.",
+        "B translates better than before (BLEU +3.00).",
+    ]
+    assert story.worth([], said) == "A is worse than before: chrF++ −2.00; worse in poetry."
+
+
 def test_a_failed_stage_is_the_last_word(mid_workspace: Workspace) -> None:
     """What needs the owner stands in the verdict, whatever else is well."""
     from state.snapshot import Failed
