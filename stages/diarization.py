@@ -63,7 +63,7 @@ def vector_of(name: str) -> Callable[[Wave], Vectors]:
 
     with loading(name):
         extract = AutoFeatureExtractor.from_pretrained(name)
-        model = AutoModelForAudioXVector.from_pretrained(name, use_safetensors=True).eval()
+        model = AutoModelForAudioXVector.from_pretrained(name).eval()
 
     def vector(samples: Wave) -> Vectors:
         padded = np.pad(samples, (0, max(0, LEAST - len(samples))))

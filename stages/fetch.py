@@ -1,11 +1,12 @@
-"""The process that talks to the Hugging Face hub: looks for the models of a plan, or brings them into the cache.
+"""The process that talks to the Hugging Face hub: looks for the models and the speech of a plan, or brings them into the cache.
 
     python -m stages.fetch look WORKSPACE < MODELS.json       # what is here, what the hub would give, how large it is
     python -m stages.fetch bring WORKSPACE < MODELS.json      # bring what is missing, check it, load it offline
 
 MODELS.json is a list of `state.needs.Model`; each line of what comes out is a `state.needs.Said`, written as soon as it is known.
 What is brought is what the stages' own loaders ask for (`chosen`) and nothing else, into the cache that they look into. A
-file that was begun goes on where it stopped. Afterwards a run with HF_HUB_OFFLINE=1 finds everything.
+file that was begun goes on where it stopped; of a data set of speech the first clips come, as many as the training will look at.
+Afterwards a run with HF_HUB_OFFLINE=1 finds everything.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,14 +49,24 @@ WEIGHTS = (
 """In the order in which transformers looks for them; the first that is there is loaded."""
 CTRANSLATE2 = ("config.json", "preprocessor_config.json", "model.bin", "tokenizer.json", "vocabulary.*")
 """As faster-whisper asks."""
+BAG = ("*.yaml", "*.safetensors")
+"""As demucs asks."""
+BAG_MODELS = re.compile(r"^models:\s*(\[[^\]]*\]|(?:\n?\s*- .*)+)", re.MULTILINE)
+"""In YAML, the one way or the other."""
 SHA256 = re.compile(r"[0-9a-f]{64}")
 LARGE_BYTES = 10_000_000
 LOADERS = {
     "marian": ("MarianConfig", "MarianTokenizer"),
     "whisper": ("WhisperConfig", "WhisperProcessor"),
     "gemma": ("Gemma3Config", "AutoTokenizer"),
+    "sounds": ("AutoConfig", "AutoFeatureExtractor"),
+    "voices": ("AutoConfig", "AutoFeatureExtractor"),
 }
 """What the stages load beside the weights, by class."""
+HEADS = {"sounds": ("ForAudioClassification", "ForSequenceClassification"), "voices": ("ForXVector",)}
+"""How `architectures` ends in the config.json of such a model; with another one the stage would compute with random numbers."""
+CLIP_BYTES = 60_000
+"""Five seconds, between mp3 and FLAC."""
 VERIFY_TIMEOUT_S = 300.0
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
@@ -76,6 +88,8 @@ def chosen(names: Sequence[str], kind: str) -> list[str]:
     if kind == "comet":
         return list(names) if "checkpoints/model.ckpt" in names else []
     root = [name for name in names if "/" not in name]
+    if kind == "demucs":  # a repository holds one bag of models
+        return _matching(root, BAG) if all(_matching(root, (pattern,)) for pattern in BAG) else []
     if kind == "ctranslate2":
         return _matching(root, CTRANSLATE2) if "model.bin" in root else []
     small = [name for name in root if name.endswith(SMALL) and not name.endswith(".index.json")]
@@ -95,12 +109,37 @@ def _matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
 
 def look(workspace: Workspace, model: Model) -> ModelSeen:
     """What is known of `model`: whole here, or what the hub says of it."""
+    if model.kind == "speech":
+        return look_at_speech(workspace, model)
+    seen = _look(workspace, model)
+    found = (seen.config or {}).get("architectures") or []
+    if found and not any(str(name).endswith(HEADS.get(model.kind, "")) for name in found):
+        wanted = {"sounds": "classifies sounds", "voices": "tells speakers apart by x-vectors"}[model.kind]
+        text = f"model {model.name} is a {', '.join(map(str, found))}, and none that {wanted}; name another"
+        return ModelSeen(model=model, where=Where.BROKEN, text=text)
+    return seen
+
+
+def _check_name(workspace: Workspace, model: Model, here: Path) -> None:
+    """Check that `model` is a folder or file as its stage wants it, or may be a name on the hub.
+
+    Raises:
+        MisconfiguredError: it is neither, or what there is is not whole.
+    """
+    if model.kind == "demucs":
+        from stages import separation  # late: loads scipy
+
+        separation.check(str(here) if here.exists() else model.name)
+    elif model.kind != "comet":
+        resolve_model(workspace, model.name, model.kind)  # type: ignore[arg-type]  # the kinds that are left are its own
+    elif model.name.endswith(".ckpt") and not here.is_file():
+        raise MisconfiguredError(f"COMET checkpoint {here} is not there; correct the path")
+
+
+def _look(workspace: Workspace, model: Model) -> ModelSeen:
     here = workspace.root / Path(model.name).expanduser()
     try:
-        if model.kind != "comet":
-            resolve_model(workspace, model.name, model.kind)
-        elif model.name.endswith(".ckpt") and not here.is_file():
-            raise MisconfiguredError(f"COMET checkpoint {here} is not there; correct the path")
+        _check_name(workspace, model, here)
     except MisconfiguredError as error:
         made = here.is_relative_to(workspace.models) and not here.exists()
         return ModelSeen(model=model, where=Where.MADE if made else Where.BROKEN, text=str(error))
@@ -120,10 +159,19 @@ def repositories_of(model: Model) -> list[Repository]:
         from faster_whisper.utils import _MODELS  # late: loads ctranslate2
 
         return [Repository(_MODELS[model.name], model.kind)]
+    if model.kind == "demucs":
+        return [Repository(demucs_repository(model.name), model.kind)]
     found = [Repository(model.name, model.kind)]
     if model.kind == "comet" and (folder := cached(found[0])):
         found += [Repository(name, "encoder") for name in _encoders(folder)]
     return found
+
+
+def demucs_repository(name: str) -> str:
+    """Where `demucs.hf.get_hf_model(name)` finds a bag of models: `htdemucs_ft` in adefossez/HTDemucs-ft."""
+    owner, _, bag = name.rpartition("/")
+    kept = "HTDemucs" + bag[len("htdemucs") :].replace("_", "-", 1) if re.match(r"htdemucs(_|$)", bag) else f"Demucs-{bag}"
+    return f"{owner or 'adefossez'}/{kept}"
 
 
 def _encoders(folder: Path) -> list[str]:
@@ -156,9 +204,66 @@ def check_snapshot(folder: Path, kind: str) -> None:
             raise MisconfiguredError(f"{folder} is no whole COMET model")
     elif kind == "encoder":
         json.loads((folder / "config.json").read_bytes())
-        (folder / "tokenizer.json").stat()
+        if not any((folder / name).is_file() for name in ("tokenizer.json", "sentencepiece.bpe.model")):
+            raise MisconfiguredError(f"{folder} holds no tokenizer")
+    elif kind == "demucs":
+        _check_bag(folder)
     else:
         check_model_folder(folder, kind)  # type: ignore[arg-type]  # the kinds that are left are its own
+
+
+def _check_bag(folder: Path) -> None:
+    """Check that each model that demucs's description of a bag names is there."""
+    lists = [found[1] for path in folder.glob("*.yaml") if (found := BAG_MODELS.search(path.read_text(encoding="utf-8")))]
+    named = [f"{name}.safetensors" for text in lists for name in re.findall(r"\w+", text)]
+    missing = [name for name in named if not (folder / name).is_file()]
+    if missing or not named:
+        raise MisconfiguredError(f"{folder} is no whole bag of demucs models: {', '.join(missing) or 'it names none'}")
+
+
+def look_at_speech(workspace: Workspace, model: Model) -> ModelSeen:
+    """What is known of general speech: here and read as the training will read it, or what the hub says of it."""
+    from stages import replay  # late: only where speech is named
+
+    name = model.name.removeprefix(replay.HUB)
+    folder = replay.brought(name) if name != model.name else workspace.root / Path(name).expanduser()
+    if name != model.name and not folder.is_dir():
+        return _asked_for_speech(model, name.split(":")[0], replay.SPARE)
+    try:
+        rows, why = replay.unpacked(folder, replay.SPARE * model.clips, seed=0)
+        if not rows:
+            raise MisconfiguredError(f"{why}; correct replay_source, or mend what is there")
+        _check_sound(rows[0].path)
+    except MisconfiguredError as error:
+        return ModelSeen(model=model, where=Where.BROKEN, text=str(error))
+    return ModelSeen(model=model, where=Where.HERE, size_bytes=sum(row.path.stat().st_size for row in rows), clips=len(rows))
+
+
+def _check_sound(path: Path) -> None:
+    from stages.recordings import NotAudioError, decode
+
+    try:
+        if not any(block.size for block in decode(path)):
+            raise NotAudioError("there is no sound in it")
+    except (NotAudioError, OSError) as error:
+        raise MisconfiguredError(f"{path}: {error}; unpack the clips again") from error
+
+
+def _asked_for_speech(model: Model, name: str, spare: int) -> ModelSeen:
+    """The hub's word on a data set: whether its largest file would be given, and about how much will come."""
+    from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
+
+    size_bytes = 0
+    try:
+        with loading(name):
+            info = HfApi().dataset_info(name, files_metadata=True, timeout=API_TIMEOUT_S)
+            sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+            size_bytes = min(sum(sizes.values()), spare * model.clips * CLIP_BYTES)
+            if sizes:
+                get_hf_file_metadata(hf_hub_url(name, max(sizes, key=sizes.__getitem__), repo_type="dataset"))
+    except (TransientError, MisconfiguredError) as error:
+        return ModelSeen(model=model, where=where_of(error), text=str(error), size_bytes=size_bytes, missing_bytes=size_bytes)
+    return ModelSeen(model=model, where=Where.TO_FETCH, size_bytes=size_bytes, missing_bytes=size_bytes)
 
 
 def _asked(model: Model, repositories: Sequence[Repository]) -> ModelSeen:
@@ -239,6 +344,9 @@ def bring(workspace: Workspace, model: Model) -> ModelSeen:
     if seen.where is not Where.TO_FETCH:
         return seen
     try:
+        if model.kind == "speech":
+            bring_speech(model, seen.size_bytes)
+            return look(workspace, model)
         for repository in _growing(model):
             if cached(repository) is None:
                 _download(model, repository)
@@ -246,6 +354,22 @@ def bring(workspace: Workspace, model: Model) -> ModelSeen:
     except (TransientError, MisconfiguredError) as error:
         return ModelSeen(model=model, where=where_of(error), text=str(error), size_bytes=seen.size_bytes)
     return look(workspace, model)
+
+
+def bring_speech(model: Model, size_bytes: int) -> None:
+    """The first clips of a data set, to where the training looks before it asks the hub."""
+    from stages import replay
+
+    name, most, told = model.name.removeprefix(replay.HUB), replay.SPARE * model.clips, 0.0
+
+    def beat(number: int) -> None:
+        nonlocal told
+        if time.monotonic() - told >= TELL_EVERY_S:
+            told = time.monotonic()
+            say(Fetching(model=model, done_bytes=size_bytes * number // most, total_bytes=size_bytes))
+
+    replay.collect(name, replay.brought(name), most, beat)
+    say(Fetching(model=model, done_bytes=size_bytes, total_bytes=size_bytes))
 
 
 def _growing(model: Model) -> Iterator[Repository]:
@@ -394,6 +518,11 @@ def prove(kind: str, name: str) -> None:
         from peft import PeftConfig
 
         PeftConfig.from_pretrained(name)
+        return
+    if kind == "demucs":
+        from stages.separation import voice_of
+
+        voice_of(name)
         return
     import transformers  # its classes are imported one by one, when they are asked for
 

@@ -23,7 +23,7 @@ from state.workspace import Workspace
 if TYPE_CHECKING:
     import torch
 
-Kind = Literal["marian", "whisper", "gemma", "ctranslate2", "adapter"]
+Kind = Literal["marian", "whisper", "gemma", "ctranslate2", "adapter", "sounds", "voices"]
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 LFS_POINTER = b"version https://git-lfs"
@@ -37,6 +37,8 @@ COMPANIONS: dict[str, tuple[tuple[str, ...], ...]] = {
     "gemma": (("tokenizer.json", "tokenizer.model"),),
     "ctranslate2": (("config.json",), ("vocabulary.json", "vocabulary.txt", "shared_vocabulary.json")),
     "adapter": (),
+    "sounds": (("preprocessor_config.json",),),
+    "voices": (("preprocessor_config.json",),),
 }
 """Files that a kind of model needs beside its weights; of each group, one."""
 

@@ -80,7 +80,6 @@ def cut_training(module: Any) -> None:
     def few(ctx: StageContext, settings: Training, recipe: Recipe) -> Trained:
         import numpy as np
 
-        from stages import training_state
         from stages.data_order import DataOrder
         from stages.recipe import Data
 
@@ -103,11 +102,25 @@ def cut_training(module: Any) -> None:
             [recipe.train.examples[index] for index in chosen],
             lambda indices: recipe.train.collate([chosen[index] for index in indices]),
         )
-        training_state.SNAPSHOT_SHARE = 0.0  # a save is told when it is durable, not with the next one: the kill must find it
+        wait_for_saves()
         small = replace(settings, epochs=1, evaluations=1, checkpoint_every_steps=SAVE_EVERY)
         return train(ctx, small, dataclasses.replace(recipe, train=data))
 
     module.train = few
+
+
+def wait_for_saves() -> None:
+    """Have each save told when it is durable, not with the next one: the kill must find it. How long training stood still for the
+    copy in memory is measured before that."""
+    from stages.training_loop import Loop
+
+    save = Loop.save
+
+    def durable(loop: Loop, model: Any, *, leaving: bool = False) -> None:
+        save(loop, model, leaving=leaving)
+        loop.settle()
+
+    Loop.save = durable  # type: ignore[method-assign]
 
 
 def few_examples(sizes: Sizes, effective_batch: int) -> list[int]:
@@ -151,14 +164,21 @@ def cut_segments(module: Any, ctx: StageContext) -> None:
 
 
 def cut_sentences(module: Any, bases: dict[str, str]) -> None:
-    """Have the evaluation score some batches only, and the base in the place of a model that was not made."""
-    read, rows = module.read_test_set, module.rows_to_score
+    """Have the evaluation score some batches only, and the base in the place of a model that was not made.
+
+    Of the general sentences the same share is left, so that one number tells how much more the whole is, for COMET too.
+    """
+    read, rows, general = module.read_test_set, module.rows_to_score, module.forgetting.sentences
 
     def few(ctx: StageContext, settings: Evaluate) -> tuple[Any, list[Sentence]]:
         test_set, sentences = read(ctx, settings)
         kept = few_sentences(sentences, settings.batch_size)
-        tell(ctx, Cut(here=_sources(kept), whole=_sources(sentences)), "sentences")
-        return test_set, kept
+        others = general() if settings.forgetting else []
+        some = spread(others, _sources(kept) / max(1, _sources(sentences)))
+        module.forgetting.sentences = lambda: some
+        tell(ctx, Cut(here=_sources([*kept, *some]), whole=_sources([*sentences, *others])), "sentences")
+        missed = len(others) - len(some)  # by all that the run will translate it is decided how
+        return replace(test_set, unique_sources=test_set.unique_sources + missed), kept
 
     def with_bases(ctx: StageContext, settings: Evaluate) -> Any:
         made = tuple(in_place_of(row, bases, ctx.workspace.result(row.trained_by or "").exists()) for row in settings.models)
@@ -175,6 +195,12 @@ def few_sentences(sentences: Sequence[Sentence], batch_size: int) -> list[Senten
     usual = sorted(longest[batch_size:], key=lambda text: (abs(len(text) - mean), text))
     kept = {*longest[:batch_size], *usual[: (BATCHES - 1) * batch_size]}
     return [one for one in sentences if one.source in kept]
+
+
+def spread(sentences: Sequence[Sentence], share: float) -> list[Sentence]:
+    """So many of them, evenly spread; one at least."""
+    count = min(len(sentences), max(1, round(share * len(sentences))))
+    return [sentences[number * len(sentences) // count] for number in range(count)]
 
 
 def in_place_of(row: TranslationModel, bases: dict[str, str], made: bool) -> TranslationModel:

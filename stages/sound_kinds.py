@@ -176,7 +176,7 @@ class MusicModel:
 
         with loading(name):
             self._extract = AutoFeatureExtractor.from_pretrained(name)
-            self._model = AutoModelForAudioClassification.from_pretrained(name, use_safetensors=True).eval()
+            self._model = AutoModelForAudioClassification.from_pretrained(name).eval()
         labels: dict[int, str] = self._model.config.id2label
         self.musical = [number for number, label in labels.items() if any(word in label.lower() for word in MUSICAL)]
         # a large set of labels is AudioSet, where several hold at once

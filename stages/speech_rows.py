@@ -6,8 +6,9 @@ Only `read_rows` and `row_lines` look at files.
 from __future__ import annotations
 
 import hashlib
+import heapq
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -80,12 +81,12 @@ def split_by_source(rows: Sequence[Row], dev_examples: int, seed: int) -> tuple[
     return [row for row in rows if row.source not in held], dev
 
 
-def sample(rows: Sequence[Row], most: int | None, seed: int) -> list[Row]:
-    """At most `most` of the rows, the same ones every time, in their own order."""
-    if most is None or len(rows) <= most:
+def sample(rows: Iterable[Row], most: int | None, seed: int) -> list[Row]:
+    """At most `most` of the rows, the same ones every time, in their own order; no more than so many are held."""
+    if most is None:
         return list(rows)
-    chosen = set(sorted(range(len(rows)), key=lambda index: _order(seed, rows[index].id))[:most])
-    return [row for index, row in enumerate(rows) if index in chosen]
+    chosen = heapq.nsmallest(most, enumerate(rows), key=lambda one: _order(seed, one[1].id))
+    return [row for _index, row in sorted(chosen, key=lambda one: one[0])]
 
 
 def choose_replay(

@@ -222,7 +222,7 @@ class Loop:
             return
         writing, self._writing = self._writing, None
         checkpoint, seconds = writing.result()
-        self.ctx.tell_saved(checkpoint, seconds)
+        self.ctx.tell_saved(checkpoint, seconds, self._blocked_s)
         self._forget_bests()
         interval_s = rules.checkpoint_interval_s(self._blocked_s, self.settings.checkpoint_every_s)
         self.interval_s = min(max(interval_s, seconds / rules.WRITING_SHARE), rules.MAX_INTERVAL_S)

@@ -7,14 +7,23 @@ from typing import Any, Literal
 
 import msgspec
 
-Kind = Literal["marian", "whisper", "gemma", "ctranslate2", "adapter", "comet"]
+Kind = Literal["marian", "whisper", "gemma", "ctranslate2", "adapter", "comet", "sounds", "voices", "demucs", "speech"]
+"""`sounds` tells music from speech, `voices` who speaks, `demucs` takes music away; `speech` is no model but clips with texts."""
 
 
 class Model(msgspec.Struct, frozen=True):
-    """A model that a pipeline names: a folder, or a name on the Hugging Face hub."""
+    """A model, or general speech, that a pipeline names: a folder, or a name on the Hugging Face hub."""
 
     name: str
     kind: Kind
+    clips: int = 0
+    """Of speech: about how many clips the training will ask for."""
+
+    @property
+    def page(self) -> str:
+        """Where it stands on the hub, behind the host's name."""
+        name = self.name.removeprefix("hub:").split(":")[0]
+        return f"datasets/{name}" if self.kind == "speech" else name
 
 
 class Where(StrEnum):
@@ -46,6 +55,8 @@ class ModelSeen(msgspec.Struct, frozen=True, kw_only=True, tag="model"):
     size_bytes: int = 0
     missing_bytes: int = 0
     """Of the size: not in the cache yet."""
+    clips: int = 0
+    """Of speech that is here: clips with a text."""
     config: dict[str, Any] | None = None
     """Its config.json, where it could be read."""
 
@@ -87,7 +98,10 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     host_bytes: int
     checkpoint_bytes: int = 0
     """One checkpoint: what is trained, and the optimizer's state."""
+    weights_bytes: int = 0
+    """Of a training: what is trained, alone; the best of it is kept."""
     output_bytes: int = 0
+    """What is delivered, with its forms for CTranslate2."""
 
     @property
     def total_bytes(self) -> int:

@@ -57,6 +57,8 @@ class Corpus(Settings, frozen=True, kw_only=True):
 class Preprocess(Settings, frozen=True, kw_only=True):
     """`stages.preprocess`: recordings to clean chunks. Every pass can be switched off."""
 
+    channel_check: bool = True
+    """Take the loudest channel alone where the mean of all would be much weaker; false: always the mean."""
     gate: bool = True
     kinds: bool = True
     """Tell speech, music and noise apart, by measure or by `kinds_model`."""
@@ -67,6 +69,8 @@ class Preprocess(Settings, frozen=True, kw_only=True):
     band_pass: bool = True
     denoise: bool = True
     loudness: bool = True
+    vad: bool = True
+    """Cut out the speech; false: cut all of the recording into chunks, at its quietest points."""
     speaker_model: str = ""
     """A speaker model for transformers (`microsoft/wavlm-base-plus-sv`) that tells who speaks in a chunk; empty: nobody does."""
     final_gate: bool = True
@@ -202,7 +206,7 @@ class TrainWhisper(LoRA, frozen=True, kw_only=True):
     lora_rank: Positive = 32
     lora_alpha: Positive = 64
     language: str = "en"
-    replay_share: Share = 0.3
+    replay_share: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.3
     """Of each epoch's examples, from general speech."""
     replay_source: str | None = None
     """An audiofolder (metadata.jsonl with file_name and text) or an unpacked Common Voice (clips/ and its .tsv files), absolute

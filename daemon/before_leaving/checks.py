@@ -23,6 +23,8 @@ COMFORTABLE = 1.25
 """Of the disk that the plan needs."""
 HUB = "https://huggingface.co"
 TOKENS = f"{HUB}/settings/tokens"
+NEEDS_DEMUCS = "needs demucs"
+DEMUCS = '.venv/bin/python -m pip install "demucs>=4.1"'
 PACKAGES = ("torch", "transformers", "bitsandbytes", "peft", "trl", "faster_whisper", "ctranslate2", "yt_dlp")
 IDLE = re.compile(r"^\s*(instanceIdleTimeout|vmIdleTimeout)\s*=\s*(-?\d+)\s*$", re.MULTILINE)
 
@@ -161,7 +163,6 @@ def model(seen: ModelSeen, stages: Sequence[str], cache: Cache | None, pipeline_
     """One model of the plan."""
     bad = Light.RED if needed else Light.YELLOW
     fetch = f"./vigil fetch {pipeline_path}"
-    name = seen.model.name
     token = "" if cache is None or cache.token else f"; then export HF_TOKEN=... (a token of {TOKENS})"
     size = f"{words.size(seen.size_bytes)}" if seen.size_bytes else "size not known"
     offline = " (HF_HUB_OFFLINE is set)" if cache is not None and cache.offline else ""
@@ -171,15 +172,15 @@ def model(seen: ModelSeen, stages: Sequence[str], cache: Cache | None, pipeline_
         Where.GATED: (
             bad,
             "its licence is not accepted, or the token is not of who did",
-            f"open {HUB}/{name} and accept it{token}; {fetch}",
+            f"open {HUB}/{seen.model.page} and accept it{token}; {fetch}",
         ),
-        Where.DENIED: (bad, "the hub knows no such model, or does not show it", f"correct the name{token}"),
+        Where.DENIED: (bad, "the hub does not know it, or does not show it", f"correct the name{token}"),
         Where.AWAY: (bad, f"not here, and the hub does not answer{offline}", f"{fetch} (when the network is back)"),
-        Where.BROKEN: (bad, words.clip(seen.text, 200), "mend what it says"),
+        Where.BROKEN: (bad, words.clip(seen.text, 200), DEMUCS if NEEDS_DEMUCS in seen.text else "mend what it says"),
         Where.MADE: (Light.YELLOW, "not there yet; a stage before, or `vigil demo`, has to make it", ""),
     }[seen.where]
     detail = (f"for {', '.join(stages)}", *([words.clip(seen.text, 300)] if seen.text else []))
-    return Finding(group="models", title=name, light=light, seen=said, mend=mend, detail=detail)
+    return Finding(group="models", title=seen.model.name, light=light, seen=said, mend=mend, detail=detail)
 
 
 def memory(found: Sequence[MemoryPredicted], bonus: set[str], *, cuda: bool) -> list[Finding]:
@@ -252,15 +253,24 @@ def recordings(url: str, listed: int | NotKnown, newest: int, here: int) -> Find
     return _data("recordings", light, f"{listed} listed, {newest} wanted; the download stage brings them")
 
 
-def replay(settings: str | None, clips: int | NotKnown, *, needed: bool) -> Finding:
-    """General speech against forgetting."""
-    mend = "--set train_whisper.replay_source=/path/to/audiofolder"
-    bad = Light.RED if needed else Light.YELLOW
-    if settings is None:
-        return _data("general speech", bad, "replay_source is not set: Whisper may forget general speech", mend)
-    if isinstance(clips, NotKnown):
-        return _data("general speech", bad, clips.why, mend)
-    return _data("general speech", Light.GREEN if clips else bad, f"{clips:,} clips in {settings}", "" if clips else mend)
+def no_speech(*, needed: bool) -> Finding:
+    """Nothing is named that Whisper could be kept from forgetting by."""
+    seen = "replay_source is not set: Whisper may forget general speech"
+    mend = "--set train_whisper.replay_source=/path/to/audiofolder (or Common Voice, or hub:owner/name)"
+    return _data("general speech", Light.RED if needed else Light.YELLOW, seen, mend)
+
+
+def speech(seen: ModelSeen | NotKnown, cache: Cache | None, pipeline_path: str, *, needed: bool) -> Finding:
+    """General speech that is named: on the hub, or here and as the training will read it. What is broken ends the training."""
+    if isinstance(seen, NotKnown):
+        return not_known("data", "general speech", seen.why, f"./vigil fetch {pipeline_path}")
+    if seen.where is not Where.HERE:
+        found = model(seen, (), cache, pipeline_path, needed=needed or seen.where is Where.BROKEN)
+        return msgspec.structs.replace(found, group="data", title="general speech", detail=(seen.model.name,))
+    said = f"{seen.clips:,} clips in {seen.model.name}"
+    if seen.clips >= seen.model.clips:
+        return _data("general speech", Light.GREEN, said)
+    return _data("general speech", Light.YELLOW, f"{said}; about {seen.model.clips:,} will be wanted, the rest is left out")
 
 
 def corpus(counts: Mapping[str, int]) -> list[Finding]:

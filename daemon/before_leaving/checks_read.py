@@ -32,7 +32,7 @@ from daemon.before_leaving.checks import PACKAGES, NotKnown, Text, Torch, Window
 from daemon.launcher import PROJECT, environment
 from daemon.phone import telegram_settings
 from state.needs import MemoryAsked, MemoryPredicted, Model, Place, Said
-from state.settings import Corpus, TrainWhisper
+from state.settings import Corpus
 from state.workspace import Workspace
 
 ENVIRONMENT_S = 240.0
@@ -222,15 +222,6 @@ def _text(source: Path, language: str, name: str, min_verses: int, quick: bool) 
         return Text(name, read_text(source, language, name, min_verses).filled)
     except CorpusError as error:
         return Text(name, fault=str(error))
-
-
-def clips(workspace: Workspace, settings: TrainWhisper) -> int | NotKnown:
-    """Clips that the replay source names."""
-    metadata = workspace.root / Path(settings.replay_source or "").expanduser() / "metadata.jsonl"
-    try:
-        return sum(1 for line in metadata.read_bytes().splitlines() if line.strip())
-    except OSError as error:
-        return NotKnown(f"{metadata} cannot be read ({error.strerror})")
 
 
 def listed(url: str, newest: int) -> int | NotKnown:

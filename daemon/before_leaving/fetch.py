@@ -1,4 +1,4 @@
-"""`vigil fetch`: brings every model that the plan will need into the cache, so that the trip itself needs no network for them.
+"""`vigil fetch`: brings every model and the speech that the plan will need into the cache: the trip needs no network for them.
 
 Recordings are the download stage's own work. Silero's voice detector comes with faster-whisper. The talking to the hub is done by
 `python -m stages.fetch`; what is brought goes on where it stopped, and is loaded once without the network at the end.
@@ -21,7 +21,7 @@ import msgspec
 
 from daemon import words
 from daemon.before_leaving import checks_plan
-from daemon.before_leaving.checks import HUB, TOKENS
+from daemon.before_leaving.checks import DEMUCS, HUB, NEEDS_DEMUCS, TOKENS
 from daemon.launcher import PROJECT, environment
 from state.contract import ExitCode
 from state.needs import Cache, Fetching, Model, ModelSeen, Said, Where
@@ -153,7 +153,7 @@ def _line(one: ModelSeen) -> str:
     """One model, in one line of a terminal."""
     name = one.model.name if len(one.model.name) <= NAME_COLUMNS else f"…{one.model.name[-NAME_COLUMNS + 1 :]}"
     said = {
-        Where.HERE: f"here, {words.size(one.size_bytes)}",
+        Where.HERE: f"here, {words.size(one.size_bytes)}" + (f", {one.clips:,} clips" if one.clips else ""),
         Where.TO_FETCH: f"to fetch, {words.size(one.missing_bytes)} of {words.size(one.size_bytes)}",
         Where.GATED: "its licence is not accepted",
         Where.DENIED: "not known to the hub, or private",
@@ -174,9 +174,10 @@ def _code(seen: Sequence[ModelSeen]) -> int:
 
 def _end(seen: Sequence[ModelSeen], code: int) -> str:
     """What is to be done now."""
-    gated = [one.model.name for one in seen if one.where is Where.GATED]
-    lines = [f"Open {HUB}/{name}, accept its licence, and set HF_TOKEN ({TOKENS})." for name in gated]
+    gated = [one.model.page for one in seen if one.where is Where.GATED]
+    lines = [f"Open {HUB}/{page}, accept its licence, and set HF_TOKEN ({TOKENS})." for page in gated]
     lines += [f"{one.model.name}: {one.text}" for one in seen if one.where in (Where.DENIED, Where.BROKEN, Where.AWAY) and one.text]
+    lines += [f"For demucs: {DEMUCS}"] if any(NEEDS_DEMUCS in one.text for one in seen) else []
     if code == 0:
         return "Every model is here; HF_HUB_OFFLINE=1 works. The recordings come with the download stage."
     return "\n".join([*lines, "The same command goes on from here."])

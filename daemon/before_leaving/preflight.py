@@ -147,7 +147,7 @@ def look(scene: Scene) -> list[Finding]:
     read = checks_read.gather(readings, limits_s)
     plan = _plan(scene, read)
     judged = [*scene.faults, *_machine(scene, read), *_models(scene, read, plan), *_memory(scene, read, plan)]
-    judged += [*_data(scene, read), *_disk(scene, plan), *_network(scene, read, plan), *_away(scene, read)]
+    judged += [*_data(scene, read, plan), *_disk(scene, plan), *_network(scene, read, plan), *_away(scene, read)]
     order = list(GROUPS)
     return sorted(judged, key=lambda one: order.index(one.group))
 
@@ -178,13 +178,11 @@ def _readings_of_plan(scene: Scene, pipeline: Pipeline) -> dict[str, tuple[float
     found: dict[str, tuple[float, Callable[[], Any]]] = {"models": (limit_s, lambda: checks_read.models(workspace, wanted))}
     if checks_plan.wants_comet(pipeline):
         found["comet"] = (checks_read.TORCH_S + 5, checks_read.comet)
-    corpus, download, whisper = (scene.settings(kind) for kind in (Corpus, Download, TrainWhisper))
+    corpus, download = (scene.settings(kind) for kind in (Corpus, Download))
     if corpus is not None and corpus.source not in (UNSET, "sample"):
         found["texts"] = (120.0, lambda: checks_read.texts(workspace, corpus, quick=scene.quick))
     if download is not None and download.url != UNSET and not scene.quick:
         found["listed"] = (checks_read.LISTING_S + 5, lambda: checks_read.listed(download.url, download.newest))
-    if whisper is not None and whisper.replay_source is not None:
-        found["clips"] = (30.0, lambda: checks_read.clips(workspace, whisper))
     return found
 
 
@@ -238,14 +236,20 @@ def _models(scene: Scene, read: Mapping[str, Any], plan: Plan) -> Iterable[Findi
     if scene.pipeline is None:
         return
     required = checks_plan.required(scene.pipeline)
-    said = read["models"]
-    why = said.why if isinstance(said, NotKnown) else "the hub's process did not come to it"
     for model, stages in checks_plan.models(scene.pipeline).items():
-        seen = plan.models.get(model)
-        if seen is None:
-            yield checks.not_known("models", model.name, why, f"./vigil fetch {scene.given}")
+        seen = _seen(model, read, plan)
+        if model.kind == "speech":
+            continue  # among the data
+        if isinstance(seen, NotKnown):
+            yield checks.not_known("models", model.name, seen.why, f"./vigil fetch {scene.given}")
         else:
             yield checks.model(seen, stages, plan.cache, scene.given, needed=model in required)
+
+
+def _seen(model: Model, read: Mapping[str, Any], plan: Plan) -> ModelSeen | NotKnown:
+    said = read["models"]
+    why = said.why if isinstance(said, NotKnown) else "the hub's process did not come to it"
+    return plan.models.get(model) or NotKnown(why)
 
 
 def _memory(scene: Scene, read: Mapping[str, Any], plan: Plan) -> Iterable[Finding]:
@@ -256,8 +260,8 @@ def _memory(scene: Scene, read: Mapping[str, Any], plan: Plan) -> Iterable[Findi
     yield from checks.host_memory(plan.memory, psutil.virtual_memory().total)
 
 
-def _data(scene: Scene, read: Mapping[str, Any]) -> Iterable[Finding]:
-    corpus, download, whisper = (scene.settings(kind) for kind in (Corpus, Download, TrainWhisper))
+def _data(scene: Scene, read: Mapping[str, Any], plan: Plan) -> Iterable[Finding]:
+    corpus, download = (scene.settings(kind) for kind in (Corpus, Download))
     if corpus is not None and corpus.source != "sample":
         unset = NotKnown("corpus.source is not set")
         yield checks.texts(corpus.source, read.get("texts", unset))
@@ -266,9 +270,19 @@ def _data(scene: Scene, read: Mapping[str, Any]) -> Iterable[Finding]:
         url = "" if download.url == UNSET else download.url
         found = read.get("listed", download.newest if scene.quick else NotKnown("not asked"))
         yield checks.recordings(url, found, download.newest, here)
-    if whisper is not None and whisper.replay_share > 0:
-        yield checks.replay(whisper.replay_source, read.get("clips", 0), needed=whisper.replay_required)
+    yield from _speech(scene, read, plan)
     yield from checks.corpus(checks_read.built(scene.workspace))
+
+
+def _speech(scene: Scene, read: Mapping[str, Any], plan: Plan) -> Iterable[Finding]:
+    whisper = scene.settings(TrainWhisper)
+    if scene.pipeline is None or whisper is None or whisper.replay_share == 0:
+        return
+    model = checks_plan.speech(scene.pipeline, whisper)
+    if model is None:
+        yield checks.no_speech(needed=whisper.replay_required)
+    else:
+        yield checks.speech(_seen(model, read, plan), plan.cache, scene.given, needed=whisper.replay_required)
 
 
 def _disk(scene: Scene, plan: Plan) -> Iterable[Finding]:

@@ -60,6 +60,9 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     evaluation_s: float = 0.0
     evaluations: int = 0
     save_s: float = 0.0
+    """What a save took here, where each is waited for."""
+    pause_s: float = 0.0
+    """How long the whole training stands still for one."""
     saves: int = 0
     checkpoint_bytes: int = 0
     memory_bytes: int | None = None
@@ -94,6 +97,7 @@ def measure(attempts: Sequence[Attempt], told: Sequence[Sequence[Event]], had: i
     lengths = [(one.ended_at or one.started_at) - one.started_at for one in attempts]
     again_s = load_s(attempts[-1], told[-1]) if len(parts) > 1 else 0.0
     saves = [event for event in events if isinstance(event, CheckpointSaved)]
+    save_s = SAVE_COST * statistics.fmean(save.seconds for save in saves) if saves else 0.0
     scores = [seconds for one in told for event, seconds in _gaps(one) if _scores(event)]
     cut = _last_cut(events)
     return Measured(
@@ -104,7 +108,8 @@ def measure(attempts: Sequence[Attempt], told: Sequence[Sequence[Event]], had: i
         paces=() if step else tuple(_phases([told[number] for number in parts], had)),
         evaluation_s=statistics.fmean(scores) if scores else 0.0,
         evaluations=len(scores),
-        save_s=SAVE_COST * statistics.fmean(save.seconds for save in saves) if saves else 0.0,
+        save_s=save_s,
+        pause_s=min((save.blocking_s for save in saves if save.blocking_s is not None), default=save_s),
         saves=len(saves),
         checkpoint_bytes=max((save.size_bytes for save in saves), default=0),
         memory_bytes=_most(events, "peak_memory_bytes"),
@@ -257,7 +262,7 @@ def _trained(stage: StageConfig, measured: Measured, pace: Pace, share: Share) -
     saves = steps / every if every else work_s / (_number(stage.settings, "checkpoint_every_s", 0) or SAVE_EVERY_S)
     once_s = measured.useful_s - pace.here * pace.each_s
     once_s -= measured.evaluations * measured.evaluation_s + measured.saves * measured.save_s
-    fixed_s = max(measured.load_s, once_s) + evaluations_s + saves * measured.save_s
+    fixed_s = max(measured.load_s, once_s) + evaluations_s + saves * measured.pause_s
     return fixed_s + work_s, fixed_s
 
 
@@ -298,7 +303,7 @@ def detail(measured: Measured, share: Share) -> str:
     if measured.evaluations:
         parts.append(f"{brief(measured.evaluation_s)} an evaluation")
     if measured.saves:
-        parts.append(f"{brief(measured.save_s)} a save of {size(measured.checkpoint_bytes)}")
+        parts.append(f"{brief(measured.pause_s)} a save of {size(measured.checkpoint_bytes)}")
     if measured.micro_batch is not None:
         parts.append(f"micro-batch {measured.micro_batch}")
     return ", ".join([*parts, *([share.words] if share.words else [])])

@@ -1,6 +1,6 @@
 """A hub on a free local port that answers huggingface_hub as huggingface.co does, and refuses as it is told to.
 
-    with FakeHub({"owner/name": folder}) as hub:
+    with FakeHub({"owner/name": folder, "datasets/owner/speech": other}) as hub:
         environment = hub.environment(tmp_path / "hub")     # for a process that shall talk to it
 
 The API and the headers are those of https://huggingface.co/docs/hub/api, as far as huggingface_hub 0.36 and 2.4 ask for them.
@@ -19,7 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 LARGE_BYTES = 20_000
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -86,27 +86,43 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
+    def do_POST(self) -> None:
+        self._answer()
+
     def log_message(self, *_: Any) -> None:
         """Says nothing."""
 
     def _answer(self) -> None:
-        path = unquote(urlsplit(self.path).path)
-        api = path.startswith("/api/models/")
-        parts = path.removeprefix("/api/models/").strip("/").split("/")
-        name, rest = "/".join(parts[:2]), parts[2:]
+        address = urlsplit(self.path)
+        path, deep = unquote(address.path), "recursive=false" not in address.query.lower()
+        asked = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
+        api = path.startswith("/api/")
+        parts = path.removeprefix("/api").removeprefix("/models").strip("/").split("/")
+        words = 3 if parts[0] == "datasets" else 2
+        name, rest = "/".join(parts[:words]), parts[words:]
         hub, token = self.owner, self.headers.get("Authorization", "").removeprefix("Bearer ")
         if hub.busy:
             self._refuse(429)
         elif name not in hub.folders or (name in hub.private and token not in hub.accepted):
             self._refuse(401)
         elif api:
-            self._json(self._tree(name) if rest[:1] == ["tree"] else self._info(name))
+            self._described(name, rest, parse_qs(asked).get("paths", []), deep)
         elif name in hub.gated and token not in hub.accepted:
             self._refuse(403)
         elif (file := hub.folders[name] / "/".join(rest[2:])).is_file():
             self._file(file)
         else:
             self._refuse(404)
+
+    def _described(self, name: str, rest: list[str], paths: list[str], deep: bool) -> None:
+        if rest[:1] == ["tree"]:
+            under = "".join(f"{part}/" for part in rest[2:])
+            inside = [entry for entry in self._tree(name) if entry["path"].startswith(under)]
+            self._json(inside if deep else _first_level(inside, under))
+        elif rest[:1] == ["paths-info"]:
+            self._json([entry for entry in self._tree(name) if entry["path"] in paths])
+        else:
+            self._json(self._info(name))
 
     def _refuse(self, code: int) -> None:
         self.send_response(code)
@@ -122,7 +138,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(body)
 
     def _files(self, name: str) -> list[tuple[str, bytes]]:
@@ -152,15 +168,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _file(self, file: Path) -> None:
         data = file.read_bytes()
         large, mark = len(data) >= LARGE_BYTES, etag(data)
-        first = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
-        body = data[first:]
+        first, _, last = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
+        first, end = int(first), min(int(last) + 1, len(data)) if last else len(data)
+        body = data[first:end]
         self.send_response(206 if "Range" in self.headers else 200)
         self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("ETag", f'"{mark}"')
         self.send_header("Accept-Ranges", "bytes")
         self.send_header("Content-Length", str(len(body)))
         if "Range" in self.headers:
-            self.send_header("Content-Range", f"bytes {first}-{len(data) - 1}/{len(data)}")
+            self.send_header("Content-Range", f"bytes {first}-{end - 1}/{len(data)}")
         self.end_headers()
         if self.command == "HEAD":
             return
@@ -185,6 +202,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return b""
         return body
+
+
+def _first_level(entries: list[dict[str, Any]], under: str) -> list[dict[str, Any]]:
+    """The files of a folder, and the folders in it."""
+    inside = [(entry, entry["path"].removeprefix(under)) for entry in entries]
+    folders = dict.fromkeys(under + rest.split("/")[0] for _entry, rest in inside if "/" in rest)
+    files = [entry for entry, rest in inside if "/" not in rest]
+    return [*files, *({"type": "directory", "path": path, "oid": "0", "size": 0} for path in folders)]
 
 
 def etag(data: bytes) -> str:

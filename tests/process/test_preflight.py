@@ -43,6 +43,25 @@ settings.gradient_checkpointing = true
 settings.max_tokens = 4096
 settings.micro_batch = 1
 [[stage]]
+name = "preprocess"
+module = "stages.preprocess"
+settings.speaker_model = "owner/no-such-voices"
+[[stage]]
+name = "evaluate"
+module = "stages.evaluate"
+resource = "gpu"
+settings.label = "before"
+settings.comet_model = ""
+settings.kiwi_model = "Unbabel/wmt22-cometkiwi-da"
+settings.models = [{ name = "M", kind = "marian", model = "Helsinki-NLP/opus-mt-en-es" }]
+[[stage]]
+name = "train_whisper"
+module = "stages.train_whisper"
+resource = "gpu"
+settings.model = "models/whisper"
+settings.replay_source = "cv"
+settings.replay_required = false
+[[stage]]
 name = "bonus"
 module = "stages.train_gemma"
 resource = "gpu"
@@ -72,7 +91,7 @@ def tools(tmp_path):
 
 @pytest.fixture
 def hub(tmp_path):
-    """One model whole, one behind a licence, the third unknown."""
+    """One model whole, two behind a licence, the others unknown."""
     marian, gemma = tmp_path / "marian", tmp_path / "gemma"
     for folder, names in (
         (marian, ("config.json", "pytorch_model.bin", "source.spm")),
@@ -83,8 +102,12 @@ def hub(tmp_path):
             (folder / name).write_text('{"model_type": "marian"}' if name == "config.json" else "x" * 3000)
     config = {"model_type": "marian", "d_model": 512, "encoder_layers": 6, "decoder_layers": 6, "vocab_size": 65001}
     (marian / "config.json").write_text(json.dumps(config | {"encoder_ffn_dim": 2048, "decoder_ffn_dim": 2048}))
-    name = "google/translategemma-4b-it"
-    with FakeHub({"Helsinki-NLP/opus-mt-en-es": marian, name: gemma}, gated={name}) as running:
+    (tmp_path / "kiwi" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "kiwi" / "hparams.yaml").write_text("pretrained_model: microsoft/infoxlm-large\n")
+    (tmp_path / "kiwi" / "checkpoints" / "model.ckpt").write_bytes(b"0" * 30_000)
+    name, kiwi = "google/translategemma-4b-it", "Unbabel/wmt22-cometkiwi-da"
+    folders = {"Helsinki-NLP/opus-mt-en-es": marian, name: gemma, kiwi: tmp_path / "kiwi"}
+    with FakeHub(folders, gated={name, kiwi}) as running:
         yield running
 
 
@@ -112,7 +135,8 @@ def test_a_plan_is_looked_at_whole(tmp_path, hub, tools, capsys):
     """Each part of the plan has its finding; the licence is red with its link, the bonus yellow, the bot hears a silent
     message, the token is nowhere, and the exit code is 1."""
     run = tmp_path / "run"
-    run.mkdir()
+    (run / "cv").mkdir(parents=True)
+    (run / "cv" / "train.tsv").write_text("client_id\tfile\n")
     with FakeApi() as api:
         token = run / "telegram_token"
         token.write_text(api.token)
@@ -132,6 +156,10 @@ def test_a_plan_is_looked_at_whole(tmp_path, hub, tools, capsys):
     assert lights["google/translategemma-4b-it"] == "red"
     assert "https://huggingface.co/google/translategemma-4b-it" in found["google/translategemma-4b-it"]["mend"]
     assert lights["google/translategemma-12b-it"] == "yellow"
+    kiwi, voices, speech = (found[title] for title in ("Unbabel/wmt22-cometkiwi-da", "owner/no-such-voices", "general speech"))
+    assert (kiwi["light"], voices["light"], speech["light"]) == ("yellow", "red", "red")
+    assert "open https://huggingface.co/Unbabel/wmt22-cometkiwi-da and accept it" in kiwi["mend"]
+    assert f"{run}/cv/train.tsv has no column path and none sentence" in speech["seen"]
     assert lights["train_marian"] == "green"
     assert lights["train_gemma"] == "red"
     assert "max_tokens" in found["train_gemma"]["mend"]

@@ -171,6 +171,7 @@ def test_a_stage_is_killed_and_resumes(small: tuple[Path, int, dict[str, Any], d
     assert (told["state"], told["resumed"], told["measured"]["resumed_step"]) == ("rehearsed", True, 3)
     assert (told["measured"]["cut"]["here"], told["measured"]["cut"]["whole"]) == (6, 1000)
     assert told["measured"]["memory_bytes"] > 100e6
+    assert 0 < told["measured"]["pause_s"] < told["measured"]["save_s"], "the real run's saves are written beside the training"
 
 
 def test_the_estimate_is_kept_for_the_owner_s_own_stage(small: tuple[Path, int, dict[str, Any], dict[str, Any]]) -> None:

@@ -7,13 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages import rehearse
+from stages import evaluate, rehearse
 from stages.data_order import DataOrder, worst_case
+from stages.eval_results import TestSet
 from stages.rehearse import STEPS, begun, few_examples, few_sentences, in_place_of, mean_padded, padded, saved
 from stages.scoring import Sentence
-from state.contract import CheckpointSaved, Metric, Progress
-from state.settings import TranslationModel
-from tests.process.tiny_training import context, events, notes
+from stages.training import train
+from stages.training_loop import Loop
+from state.contract import CheckpointSaved, Metric, Note, Progress
+from state.settings import Evaluate, Training, TranslationModel
+from tests.process.tiny_training import context, events, notes, recipe
 
 EFFECTIVE_BATCH = 16
 
@@ -77,6 +80,32 @@ def test_a_small_test_set_stays_whole(count: int) -> None:
     assert few_sentences(everything, batch_size=8) == everything
 
 
+def test_the_general_sentences_are_cut_by_the_same_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenth of the verses are left and a tenth of the general sentences: what is left out is the same number of times as much for
+    each model and for COMET. Without `forgetting` none is translated and none counted."""
+    verses = [sentence(f"{number} " + "a" * number) for number in range(240)]
+    counts = dict.fromkeys(TestSet.__struct_fields__, 0) | {"path": "x", "sha256": "x", "genres": {}, "unique_sources": 240}
+    whole, cuts = TestSet(**counts), []
+    for forgetting in (True, False):
+        ctx = context(tmp_path / str(forgetting))
+        with monkeypatch.context() as patched:
+            patched.setattr(evaluate, "read_test_set", lambda *_: (whole, verses))
+            for owner, name in (
+                (evaluate, "rows_to_score"),
+                (evaluate, "take_over"),
+                (evaluate.forgetting, "sentences"),
+            ):
+                patched.setattr(owner, name, getattr(owner, name))  # put back afterwards
+            rehearse.cut_sentences(evaluate, {})
+            told, kept = evaluate.read_test_set(ctx, Evaluate(label="x", models=(), batch_size=8, forgetting=forgetting))
+            some = evaluate.forgetting.sentences()
+        (note,) = [event for event in events(ctx) if isinstance(event, Note)]
+        cuts.append((len(kept), len(some), note.fields["here"], note.fields["whole"], told.unique_sources + len(some)))
+    assert cuts == [(24, 20, 44, 440, 440), (24, 0, 24, 240, 240)], "the last decides whether CTranslate2 pays: as in the whole run"
+    assert rehearse.spread(verses, 0.0001) == verses[:1]
+    assert rehearse.spread(verses, 1.0) == verses
+
+
 def test_the_base_stands_in_for_what_was_not_made() -> None:
     """An adapter that is missing is left off, a model that is missing is the one its training starts from; what is made stays."""
     adapter = TranslationModel(name="4B", kind="gemma", model="base", adapter="fine_tuned", trained_by="train_gemma")
@@ -117,6 +146,26 @@ def test_the_kill_comes_once_and_in_the_middle(tmp_path: Path, monkeypatch: pyte
     again.emit(CheckpointSaved(at=1.0, step=2, path="p"))
     again.metric({"loss": 1.0}, 3)
     assert len(killed) == 1
+
+
+def test_a_save_is_told_before_the_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kill at the next event finds a checkpoint; that training itself had to wait for the copy alone is told beside it."""
+    monkeypatch.setattr(Loop, "save", Loop.save)  # put back afterwards
+    rehearse.wait_for_saves()
+    ctx = context(tmp_path)
+    plan = Training(model="tiny", epochs=1, effective_batch=8, checkpoint_every_steps=3, evaluations=1)
+    train(ctx, plan, recipe())
+    told = [event for event in events(ctx) if isinstance(event, CheckpointSaved | Metric) and event.step]
+    steps = [
+        (type(event) is CheckpointSaved, event.step)
+        for event in told
+        if isinstance(event, CheckpointSaved) or "loss" in event.values
+    ]
+    assert [step for saved, step in steps if saved] == [3, 6, 8]
+    assert all(steps[steps.index((True, step)) - 1] == (False, step) for step in (3, 6, 8))
+    first = next(event for event in told if isinstance(event, CheckpointSaved))
+    assert first.blocking_s is not None
+    assert first.blocking_s < first.seconds
 
 
 def test_the_peak_is_this_process_s_own() -> None:

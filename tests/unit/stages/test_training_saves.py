@@ -72,6 +72,8 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     trained = train(ctx, SETTINGS, changed(plan, token_loss=watching))
     assert seen == [[]]
     assert saved(ctx) == [2, 4, 6, 8]
+    first = next(event for event in events(ctx) if isinstance(event, CheckpointSaved))
+    assert first.blocking_s < first.seconds, "while step 3 ran, the write of step 2 blocked nobody"
     assert trained.metrics["ledger_exact"] == 1.0
     assert torch.equal(weights(plan.model), undisturbed)
     assert [path.name for path in sorted(ctx.checkpoints.folder.iterdir())] == ["step-00000006", "step-00000008"]

@@ -103,7 +103,7 @@ def test_a_clock_that_drifts(drift_s, light):
 
 
 def test_data_of_the_plan():
-    """A text that is missing, an address that is not set or lists too little, and a replay source without clips."""
+    """A text that is missing, an address that is not set or lists too little, no general speech, and a corpus without a test set."""
     assert checks.texts("/t", [Text("KJV", 31102), Text("X", fault="x: no text X")]).light is RED
     assert checks.texts("/t", [Text("KJV", 31102)]).light is GREEN
     assert checks.texts("/t", NotKnown("not set")).light is RED
@@ -111,10 +111,67 @@ def test_data_of_the_plan():
     assert checks.recordings("u", 12, 30, 0).light is YELLOW
     assert checks.recordings("u", NotKnown("offline"), 30, 0).light is RED
     assert checks.recordings("", NotKnown("offline"), 30, 30).light is GREEN
-    assert [checks.replay(None, 0, needed=needed).light for needed in (True, False)] == [RED, YELLOW]
-    assert checks.replay("/r", 0, needed=True).light is RED
-    assert checks.replay("/r", 4000, needed=True).light is GREEN
+    assert [checks.no_speech(needed=needed).light for needed in (True, False)] == [RED, YELLOW]
     assert lights(checks.corpus({"train": 242_000, "test": 0})) == [RED]
+
+
+@pytest.mark.parametrize(
+    ("where", "clips", "needed", "light", "words"),
+    [
+        (Where.HERE, 4000, True, GREEN, ""),
+        (Where.HERE, 100, True, YELLOW, ""),
+        (Where.TO_FETCH, 0, True, YELLOW, "./vigil fetch p.toml"),
+        (Where.GATED, 0, True, RED, "open https://huggingface.co/datasets/owner/speech and accept it; then export HF_TOKEN="),
+        (Where.AWAY, 0, False, YELLOW, "when the network is back"),
+        (Where.BROKEN, 0, False, RED, "mend what it says"),
+    ],
+)
+def test_general_speech_and_what_to_do_about_it(where, clips, needed, light, words):
+    """Few clips are told with how many will be wanted; a data set's licence has its own page; what is broken ends the training even
+    where nobody insists on speech."""
+    wanted = Model("hub:owner/speech:en", "speech", 3000)
+    seen = ModelSeen(model=wanted, where=where, text="x.tsv has no column path", clips=clips)
+    found = checks.speech(seen, Cache(folder="/c", offline=False, token=False), "p.toml", needed=needed)
+    assert (found.group, found.title, found.light) == ("data", "general speech", light)
+    assert words in found.mend
+    if where is Where.HERE:
+        assert f"{clips:,} clips in hub:owner/speech:en" in found.seen
+        assert ("about 3,000 will be wanted" in found.seen) is (light is YELLOW)
+    if where is Where.BROKEN:
+        assert found.seen == "x.tsv has no column path"
+
+
+def test_the_models_that_settings_name_beside_the_usual_ones():
+    """CometKiwi is nobody's need, those of the audio passes are; general speech is counted by recordings and share; what is switched
+    off, or the demo's own, is not looked for."""
+    named = seattle(
+        "evaluate_before.kiwi_model=Unbabel/wmt22-cometkiwi-da",
+        "evaluate_before.comet_model=",
+        "evaluate_after.comet_model=",
+        "evaluate_12b.comet_model=tiny",
+        "preprocess.kinds_model=MIT/ast",
+        "preprocess.separation_model=htdemucs",
+        "preprocess.speaker_model=models/voices",
+        "train_whisper.replay_source=hub:owner/speech",
+    )
+    found = checks_plan.models(named)
+    kinds = {model.name: model.kind for model in found}
+    assert {name: kinds[name] for name in ("Unbabel/wmt22-cometkiwi-da", "MIT/ast", "htdemucs", "models/voices")} == {
+        "Unbabel/wmt22-cometkiwi-da": "comet",
+        "MIT/ast": "sounds",
+        "htdemucs": "demucs",
+        "models/voices": "voices",
+    }
+    assert [model.kind for model in found].count("comet") == 1
+    assert checks_plan.wants_comet(named)
+    speech = list(found)[-1]
+    assert (speech, found[speech]) == (Model("hub:owner/speech", "speech", round(30 * 240 * 3 / 7)), ("train_whisper",))
+    required = {model.name for model in checks_plan.required(named)}
+    assert {"MIT/ast", "htdemucs", "models/voices"} < required
+    assert "Unbabel/wmt22-cometkiwi-da" not in required
+    assert {kinds[asked.model] for asked in checks_plan.memory_asked(named, {})} == {"ctranslate2", "whisper", "marian", "gemma"}
+    without = seattle("preprocess.kinds=false", "preprocess.kinds_model=MIT/ast", "train_whisper.replay_share=0")
+    assert {"sounds", "speech"}.isdisjoint(model.kind for model in checks_plan.models(without))
 
 
 ASLEEP = "AC: 0x00000708\nDC: 0x00000384\n"
@@ -197,14 +254,23 @@ def test_the_models_of_the_seattle_run():
 
 def test_the_disk_that_the_seattle_run_needs():
     """Models that are missing, recordings and chunks, checkpoints by the account: each a line; the cache's apart."""
-    account = Account(parts=(), micro_batch=1, host_bytes=1, checkpoint_bytes=900_000_000, output_bytes=300_000_000)
-    memory = [MemoryPredicted(stage="train_marian", model="m", account=account)]
+    account = Account(
+        parts=(), micro_batch=1, host_bytes=1, checkpoint_bytes=900_000_000, weights_bytes=300_000_000, output_bytes=620_000_000
+    )
+    scored = Account(parts=(), micro_batch=32, host_bytes=1, output_bytes=310_000_000)
+    memory = [
+        MemoryPredicted(stage="train_marian", model="m", account=account),
+        MemoryPredicted(stage="evaluate_before", model="m", account=scored),
+        MemoryPredicted(stage="evaluate_before", model="g", account=Account(parts=(), micro_batch=32, host_bytes=1)),
+    ]
     seen = [
         ModelSeen(model=GEMMA, where=Where.TO_FETCH, size_bytes=8_600_000_000, missing_bytes=8_000_000_000),
         ModelSeen(model=Model("a", "marian"), where=Where.HERE, size_bytes=300_000_000),
     ]
     found = {one.what: one for one in checks_plan.needs(seattle(), seen, memory)}
-    assert found["models to fetch"].size_bytes == 8_000_000_000
-    assert [one.what for one in found.values() if one.in_cache] == ["models to fetch"]
+    assert found["models and speech to fetch"].size_bytes == 8_000_000_000
+    assert [one.what for one in found.values() if one.in_cache] == ["models and speech to fetch"]
     assert found["Sermon download: 30 recordings"].size_bytes == 1_800_000_000
     assert found["MarianMT training: 4 checkpoints"].size_bytes == 3_600_000_000
+    assert found["MarianMT training: best weights, output"].size_bytes == 3 * 300_000_000 + 2 * 620_000_000
+    assert found["Baseline evaluation: translations"].size_bytes == 50_000_000 + 310_000_000

@@ -73,7 +73,7 @@ def test_a_training_is_measured_without_warm_ups_and_saves() -> None:
     assert seen.step is not None
     assert (seen.step.here, seen.step.each_s, seen.step.spread) == (6, 2.0, 0.0)
     assert (seen.load_s, seen.evaluation_s, seen.evaluations) == (10.0, 4.0, 2)
-    assert (seen.save_s, seen.saves, seen.checkpoint_bytes) == (1.0, 3, 6000)
+    assert (seen.save_s, seen.pause_s, seen.saves, seen.checkpoint_bytes) == (1.0, 1.0, 3, 6000)
     assert (seen.memory_bytes, seen.gpu_bytes, seen.micro_batch) == (600_000_000, 7_000_000_000, 16)
     assert (seen.killed, seen.resumed_step) == (True, 2)
     assert (seen.took_s, seen.useful_s) == (56.0, 48.0), "the second load is the kill's cost and no part of the stage"
@@ -90,6 +90,22 @@ def test_the_whole_training_is_what_was_measured_and_the_steps_left_out() -> Non
     assert found.detail == (
         "load 10 s, 2.0 s a step, 100 steps in all, 4.0 s an evaluation, 1.0 s a save of 6.0 kB, micro-batch 16"
     )
+
+
+def test_a_save_in_the_background_costs_what_training_stood_still_for() -> None:
+    """Here each save is waited for, so the hour that the measured steps took is freed of all of it; the whole training, whose saves
+    are written beside it, pays the copy in memory only. The last save of an attempt is always waited for and counts for neither."""
+    told: list[Event] = []
+    for number, blocking_s in ((2, 0.1), (4, 0.2), (6, 10.0)):
+        told += [step(20.0 * number, number - 1), step(20.0 * number + 2, number)]
+        one = saved(20.0 * number + 12, number, seconds=5.0)
+        told.append(replace(one, blocking_s=blocking_s))
+    seen = measure([attempt(1, 0.0, 140.0)], [told])
+    assert (seen.save_s, seen.pause_s) == (10.0, 0.1)
+    stage = replace(TRAINING, settings={**TRAINING.settings, "checkpoint_every_steps": 1})
+    waited = replace(seen, pause_s=seen.save_s)
+    cheap, dear = (estimate(stage, one, Share(times=100.0), at=1.0).seconds for one in (seen, waited))
+    assert dear - cheap == pytest.approx(600 * 9.9)
 
 
 def test_more_data_to_come_means_more_steps() -> None:
