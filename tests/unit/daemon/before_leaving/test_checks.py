@@ -103,7 +103,7 @@ def test_a_clock_that_drifts(drift_s, light):
 
 
 def test_data_of_the_plan():
-    """A text that is missing, an address that is not set or lists too little, no general speech, and a corpus without a test set."""
+    """A text that is missing, an address not set or that lists too little, no general speech, and a corpus without a test set."""
     assert checks.texts("/t", [Text("KJV", 31102), Text("X", fault="x: no text X")]).light is RED
     assert checks.texts("/t", [Text("KJV", 31102)]).light is GREEN
     assert checks.texts("/t", NotKnown("not set")).light is RED
@@ -142,8 +142,10 @@ def test_general_speech_and_what_to_do_about_it(where, clips, needed, light, wor
 
 
 def test_the_models_that_settings_name_beside_the_usual_ones():
-    """CometKiwi is nobody's need, those of the audio passes are; general speech is counted by recordings and share; what is switched
-    off, or the demo's own, is not looked for."""
+    """CometKiwi is nobody's need, those of the audio passes are; general speech is counted by recordings and share.
+
+    What is switched off, or the demo's own, is not looked for.
+    """
     named = seattle(
         "evaluate_before.kiwi_model=Unbabel/wmt22-cometkiwi-da",
         "evaluate_before.comet_model=",
