@@ -24,6 +24,7 @@ VAD_CONTEXT = 64
 VAD_BATCH = 512  # windows in one call: keeps the encoder's activations near 20 MB
 FULL_SCALE = 0.999
 SILENCE_DB = -90.0
+LOUDEST = 1000.0  # 60 dB over full scale
 
 DENOISE_BLOCK = 600_000  # noisereduce's own block and padding, so that the two can be compared sample by sample
 DENOISE_PAD = 30_000
@@ -59,6 +60,13 @@ def channel_weights(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
     if channels == 1 or covariance.sum() / channels**2 >= 0.3 * power.max():
         return np.full(channels, 1.0 / channels)
     return np.eye(channels)[int(power.argmax())]
+
+
+def sane(samples: Wave) -> tuple[Wave, int]:
+    """The samples with zeros for what is no number or beyond all measure, and how many these were: one would spoil all after it."""
+    good = np.abs(samples) <= LOUDEST  # false for NaN too
+    faulty = int(good.size - good.sum())
+    return (np.where(good, samples, np.float32(0)) if faulty else samples), faulty
 
 
 def clipped_samples(samples: NDArray[np.floating]) -> int:

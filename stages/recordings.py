@@ -5,8 +5,7 @@ Decoding is PyAV's (FFmpeg's libraries inside a wheel), so no `ffmpeg` program i
 there is one way and not two.
 
 A file that was cut short decodes without a word (PyAV, ffmpeg, soundfile alike). `decoded_fault` compares what came out with
-what the container, the RIFF header, the last Ogg page and the site announced. An mp3 without a Xing header or a raw AAC
-stream announces nothing itself: there only the site's word can show the loss.
+what the container and the site announced, and looks for the file's own end (`stages.file_ends`).
 """
 
 from __future__ import annotations
@@ -17,12 +16,15 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import av.error
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+
+from stages.file_ends import missing_end
 
 RATE = 16_000
 GROUP_SAMPLES = 1 << 19  # of the file's own rate, decoded before one resampling call: fewer calls are faster
@@ -31,10 +33,12 @@ CAPTION_EXTENSIONS = frozenset({"srt", "ttml", "vtt"})
 INFO_SUFFIX = ".info.json"
 CONTAINER_SLACK_S = 0.3
 """Encoder delay and padding: a container may promise this much more than it decodes to."""
+EXACT_SLACK_S = 0.005
+"""Where a container counts samples: resampling moves the end by some."""
 ANNOUNCED_SLACK_S = 2.0
 """Sites round to whole seconds, and re-encode."""
 MAX_STEM = 80
-OGG_TAIL_BYTES = 1 << 17
+MOST_PLANES = 7
 
 Waves = NDArray[np.float32]
 
@@ -53,6 +57,8 @@ class Sound:
     rate: int
     channels: int
     codec: str
+    exact: bool = False
+    """The container counts samples."""
 
 
 def safe_stem(name: str) -> str:
@@ -119,17 +125,28 @@ def probe(path: Path) -> Sound:
             if not container.streams.audio:
                 raise NotAudioError(f"{shown(path)} has no sound track")
             stream = container.streams.audio[0]
-            duration_s = container.duration / av.time_base if container.duration else None
-            return Sound(path, duration_s, int(stream.rate or 0), int(stream.channels or 0), stream.codec_context.name)
+            if stream.codec_context is None:  # an MP4 whose index is cut
+                raise NotAudioError(f"{shown(path)} is not audio that can be read (its sound track names no codec)")
+            exact = container.format.name == "flac"
+            facts = int(stream.rate or 0), int(stream.channels or 0), stream.codec_context.name
+            return Sound(path, _promised_s(container), *facts, exact)
     except (av.error.FFmpegError, UnicodeError) as error:
         raise NotAudioError(f"{shown(path)} is not audio that can be read ({_short(error)})") from error
+
+
+def _promised_s(container: av.container.InputContainer) -> float | None:
+    """How long the sound track lasts by its container's word; the container itself lasts as long as its longest track."""
+    stream = container.streams.audio[0]
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    return container.duration / av.time_base if container.duration and not container.streams.video else None
 
 
 def decode(path: Path, seen: Callable[[NDArray[np.floating]], None] | None = None) -> Iterator[Waves]:
     """The sound of `path` at 16 kHz in blocks of shape (channels, samples), float32 in [-1, 1], all channels kept.
 
-    `seen` gets every block before resampling, at the file's own rate: clipping shows only there. Frames that the decoder
-    refuses are passed over; `decoded_fault` finds the gap by its length.
+    `seen` gets every block before resampling, in the same shape at the file's own rate: clipping shows only there. Frames that the
+    decoder refuses are passed over; `decoded_fault` finds the gap by its length.
 
     Raises:
         NotAudioError: nothing in it can be decoded.
@@ -162,38 +179,15 @@ def decoded_fault(path: Path, decoded_s: float, announced_s: float | None = None
     """Why the `decoded_s` seconds that came out of `path` are not the whole recording, in one clause; None if they are."""
     if decoded_s <= 0:
         return f"{shown(path)} holds no sound"
-    promised_s = probe(path).duration_s
-    if promised_s is not None and decoded_s < promised_s - CONTAINER_SLACK_S:
+    sound = probe(path)
+    promised_s, slack_s = sound.duration_s, EXACT_SLACK_S if sound.exact else CONTAINER_SLACK_S
+    if promised_s is not None and decoded_s < promised_s - slack_s:
         return f"{shown(path)} is cut short: {decoded_s:.1f} s of the {promised_s:.1f} s that its container promises"
     if announced_s is not None and decoded_s < announced_s - max(ANNOUNCED_SLACK_S, 0.01 * announced_s):
         return f"{shown(path)} is cut short: {decoded_s:.1f} s of the {announced_s:.1f} s that the site announced"
-    return _torn_container(path)
-
-
-def _torn_container(path: Path) -> str | None:
-    """FFmpeg believes the size of a cut wav or Ogg file: look at their own end marks."""
-    size_bytes = path.stat().st_size
-    with open(path, "rb") as file:
-        head = file.read(8)
-        if head[:4] == b"RIFF":
-            promised = int.from_bytes(head[4:8], "little") + 8
-            if 8 < promised < 0xFFFFFFFF and size_bytes < promised:
-                return f"{shown(path)} is cut short: {size_bytes} bytes of the {promised} that its header promises"
-        if head[:4] == b"OggS":
-            file.seek(max(0, size_bytes - OGG_TAIL_BYTES))
-            if not _ogg_ends(file.read()):
-                return f"{shown(path)} is cut short: its last Ogg page is not marked as the end"
-    return None
-
-
-def _ogg_ends(tail: bytes) -> bool:
-    """Whether the last page in `tail` is whole and bears the end-of-stream mark (RFC 3533, section 6)."""
-    start = tail.rfind(b"OggS")
-    if start < 0 or len(tail) < start + 27:
-        return False
-    table = tail[start + 27 : start + 27 + tail[start + 26]]
-    whole = len(table) == tail[start + 26] and len(tail) >= start + 27 + len(table) + sum(table)
-    return whole and bool(tail[start + 5] & 0x04)
+    framed = sound.codec.startswith(("mp3", "aac")) and announced_s is None  # a site's word is better than a frame's
+    torn = missing_end(path, frames=framed)
+    return f"{shown(path)} is cut short: {torn}" if torn else None
 
 
 def _frames(container: av.container.InputContainer) -> Iterator[av.AudioFrame]:
@@ -222,26 +216,35 @@ def _resampled(frames: Iterator[av.AudioFrame], seen: Callable[[NDArray[np.float
     resampler, shape, layout = None, None, None
     for frame in frames:
         if seen is not None:
-            seen(_as_float(frame))
+            seen(_as_float(_channels(frame)))
         now = (frame.format.name, frame.layout.name, frame.sample_rate)
         if now != shape:
             yield from _flushed(resampler)
             layout = layout or frame.layout  # the channel count of the first frame holds to the end
             resampler, shape = av.AudioResampler(format="fltp", layout=layout, rate=RATE), now
         for part in resampler.resample(frame):
-            yield part.to_ndarray()
+            yield _channels(part)
     yield from _flushed(resampler)
 
 
 def _flushed(resampler: av.AudioResampler | None) -> Iterator[Waves]:
     if resampler is not None:
         for part in resampler.resample(None):
-            yield part.to_ndarray()
+            yield _channels(part)
 
 
-def _as_float(frame: av.AudioFrame) -> NDArray[np.floating]:
-    """A frame's samples in [-1, 1], in whatever channel order; integers keep their own full scale."""
+def _channels(frame: av.AudioFrame) -> NDArray[Any]:
+    """A frame's samples, (channels, samples), as they are stored."""
+    if frame.format.is_planar and frame.layout.nb_channels > MOST_PLANES:  # PyAV 18 reads planes beyond its list: a crash
+        packing = av.AudioResampler(format=frame.format.packed, layout=frame.layout, rate=frame.sample_rate)
+        parts = [*packing.resample(frame), *packing.resample(None)]
+        return np.concatenate([_channels(part) for part in parts], axis=1)
     samples = frame.to_ndarray()
+    return samples if frame.format.is_planar else samples.reshape(-1, frame.layout.nb_channels).T
+
+
+def _as_float(samples: NDArray[Any]) -> NDArray[np.floating]:
+    """Samples in [-1, 1]; integers keep their own full scale."""
     if samples.dtype == np.uint8:
         return (samples.astype(np.float32) - 128.0) / 128.0
     if np.issubdtype(samples.dtype, np.integer):

@@ -22,7 +22,7 @@ from stages.recordings import RATE, NotAudioError, Sound, announced_duration, de
 from state.durable import file_digest
 from state.settings import Preprocess
 
-PASSES = 2
+PASSES = 3
 """Raised when the passes change: older records are then done again."""
 READ_SAMPLES = 1600 * audio.FRAME
 """Read at once: a whole number of 10 ms frames."""
@@ -116,6 +116,8 @@ class Heard:
     samples: int
     survey: sound_kinds.Survey
     clipped_share: float
+    faulty_share: float
+    """Of samples that were no numbers."""
 
 
 def cut_rules(settings: Preprocess) -> cutting.CutRules:
@@ -160,7 +162,7 @@ def passes(work: Work) -> tuple[Chunk, ...]:
     spans, powers = _find_speech(work, heard.samples, lufs)
     pieces = cutting.chunks(spans, powers, heard.samples, cut_rules(work.settings))
     lasts_s = [sum(end - start for start, end in some) / RATE for some in (spans, pieces)]
-    work.count("speech", spans=len(spans), seconds=lasts_s[0], chunks=len(pieces), chunk_seconds=lasts_s[1])
+    work.count("speech", on=work.settings.vad, spans=len(spans), seconds=lasts_s[0], chunks=len(pieces), chunk_seconds=lasts_s[1])
     if not pieces:
         raise SetAsideError(f"{shown(work.path)} holds no speech")
     speakers = _speakers(work, pieces)
@@ -174,13 +176,15 @@ def _convert(work: Work) -> Heard:
     expected = (sound.duration_s or announced_s or 3600.0) * RATE
     with open(work.folder / "decoded.f32", "wb") as file:
         for block in decode(work.path, decoded.native):
+            block, faulty = audio.sane(block)
             file.write(np.ascontiguousarray(block.T).data)
-            decoded.block(block)
+            decoded.block(block, faulty)
             work.beat(0.2 * decoded.samples / expected)
     fault = decoded_fault(work.path, decoded.samples / RATE, announced_s)
     if fault:
         raise SetAsideError(fault)
-    weights = audio.channel_weights(decoded.covariance)
+    channels = len(decoded.covariance)
+    weights = audio.channel_weights(decoded.covariance) if work.settings.channel_check else np.full(channels, 1 / channels)
     listener = sound_kinds.Listener()
     with open(work.folder / "mono.f32", "wb") as file:
         for block in _blocks(work.folder / "decoded.f32", len(weights)):
@@ -190,8 +194,13 @@ def _convert(work: Work) -> Heard:
     (work.folder / "decoded.f32").unlink()
     work.beat(0.25)
     mix = "mean" if np.ptp(weights) == 0 else f"channel {int(weights.argmax()) + 1} alone"
-    work.count("convert", **_container(sound), seconds=decoded.samples / RATE, announced_s=announced_s, mix=mix)
-    return Heard(decoded.samples, listener.survey(), decoded.clipped / max(decoded.native_samples, 1))
+    facts = {"seconds": decoded.samples / RATE, "announced_s": announced_s, "mix": mix, "no_numbers": decoded.faulty}
+    work.count("convert", **_container(sound), **facts)
+    shares = [
+        count / max(total, 1)
+        for count, total in ((decoded.clipped, decoded.native_samples), (decoded.faulty, channels * decoded.samples))
+    ]
+    return Heard(decoded.samples, listener.survey(), *shares)
 
 
 def _container(sound: Sound) -> dict[str, Any]:
@@ -202,15 +211,16 @@ class _Decoded:
     """What is summed up while a recording is decoded."""
 
     def __init__(self) -> None:
-        self.samples = self.clipped = self.native_samples = 0
+        self.samples = self.clipped = self.native_samples = self.faulty = 0
         self.covariance: NDArray[np.float64] = np.zeros((1, 1))
 
     def native(self, block: NDArray[np.floating]) -> None:
         self.clipped += audio.clipped_samples(block)
         self.native_samples += block.size
 
-    def block(self, block: NDArray[np.float32]) -> None:
+    def block(self, block: NDArray[np.float32], faulty: int) -> None:
         self.samples += block.shape[1]
+        self.faulty += faulty
         self.covariance = self.covariance + (block @ block.T).astype(np.float64)
 
 
@@ -225,6 +235,8 @@ def _gate(work: Work, heard: Heard) -> None:
         return
     if heard.samples < settings.min_chunk_s * RATE:
         raise SetAsideError(f"{name} lasts {heard.samples / RATE:.2f} s, {settings.min_chunk_s:g} s is the shortest chunk")
+    if heard.faulty_share > settings.max_clipped_share:
+        raise SetAsideError(f"{name} is damaged: {heard.faulty_share:.1%} of its samples are no numbers, or far beyond full scale")
     if level_db < SILENT_DB:
         raise SetAsideError(f"{name} is silent: its loud parts reach {level_db:.0f} dB of full scale, {SILENT_DB:.0f} is the least")
     if clipped > settings.max_clipped_share:
@@ -293,20 +305,21 @@ def _find_speech(work: Work, samples: int, lufs: float) -> tuple[list[cutting.Sp
     """Bring to the target loudness, disk to disk, and find the speech in the result."""
     settings, done, powers, probabilities = work.settings, 0, [], []
     gain = audio.gain_for(lufs, settings.loudness_lufs) if settings.loudness else 1.0
-    detector = load_detector()
+    detector = load_detector() if settings.vad else None
     blocks = _mono_blocks(work.folder / "denoised.f32")
     with open(work.folder / "final.f32", "wb") as file:
         for block in audio.levelled(blocks, gain, settings.true_peak_dbtp) if settings.loudness else blocks:
             file.write(np.ascontiguousarray(block).data)
             powers.append(audio.frame_powers(block))
-            probabilities.append(detector(block))
+            probabilities += [detector(block)] if detector else []
             done += len(block)
             work.beat(0.6 + 0.3 * done / max(samples, 1))
-    probabilities.append(detector.finish())
     (work.folder / "denoised.f32").unlink()
     gain_db = float(20 * np.log10(gain))
     work.count("loudness", on=settings.loudness, lufs=lufs, gain_db=gain_db, target_lufs=settings.loudness_lufs)
-    return cutting.speech_spans(np.concatenate(probabilities), samples), np.concatenate(powers)
+    if detector is None:
+        return [(0, samples)], np.concatenate(powers)
+    return cutting.speech_spans(np.concatenate([*probabilities, detector.finish()]), samples), np.concatenate(powers)
 
 
 def load_detector() -> audio.SpeechDetector:

@@ -35,6 +35,7 @@ LANGUAGE_MODEL_LAYERS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_
 LOAD_QUIET_S = 1800.0
 """A model may come over the network first."""
 PROBE = "In the beginning"
+END_OF_TURN = "<end_of_turn>"
 GATE_BATCH = 16
 GATE_QUIET_S = 300.0
 IGNORED = -100
@@ -194,8 +195,8 @@ def render_template(tokenizer: Any) -> Template:
     """The tokenizer's chat template as the three strings around source and target, checked against direct rendering.
 
     Raises:
-        MisconfiguredError: there is no template, it has another shape than TranslateGemma's, or a prompt would not
-            start with exactly one beginning-of-text token.
+        MisconfiguredError: there is no template, it has another shape than TranslateGemma's or asks for other languages, a
+            translation would not end, or a prompt would not start with exactly one beginning-of-text token.
     """
     try:
         prompt = _rendered(tokenizer, PROBE, None)
@@ -210,6 +211,10 @@ def render_template(tokenizer: Any) -> Template:
         direct = _rendered(tokenizer, source, source)
         if template.prompt(source) + template.completion(source) != direct:
             raise MisconfiguredError("the chat template changes the text that it is given; use TranslateGemma's own")
+    if not 0 <= before.find("English") < before.find("Spanish"):  # Gemma's own template passes over the languages in silence
+        raise MisconfiguredError("the chat template does not ask for English to Spanish; use TranslateGemma's own")
+    if END_OF_TURN not in template.after:
+        raise MisconfiguredError(f"the chat template ends a translation without {END_OF_TURN}; use TranslateGemma's own")
     ids = tokenizer(template.prompt(PROBE), add_special_tokens=False)["input_ids"]
     starts = ids.count(tokenizer.bos_token_id)
     if starts != 1 or ids[0] != tokenizer.bos_token_id:

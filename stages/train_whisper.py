@@ -126,11 +126,9 @@ def replay_rows(ctx: StageContext, settings: TrainWhisper, chunks: int) -> list[
     """The clips of general speech, enough for `chunks` chunks of sermons.
 
     Raises:
-        MisconfiguredError: replay is required and the source is not named, not there, or empty; or the share is all.
+        MisconfiguredError: replay is required and the source is not named, not there, or empty.
         TransientError: the hub does not answer.
     """
-    if settings.replay_share >= 1:
-        raise MisconfiguredError(f"replay_share = {settings.replay_share} leaves nothing for the sermons; set it below 1")
     if settings.replay_share == 0:
         return []
     fault = f"no replay_source is set for {settings.replay_share:.0%} replay"

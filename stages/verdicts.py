@@ -23,31 +23,45 @@ PHANTOMS = (
     "thank you so much for watching",
     "thanks for listening to this video",
     "see you in the next video",
+    "see you in the next one",
     "see you next time on this channel",
+    "stay tuned for more videos",
     "like and subscribe",
+    "comment and subscribe",
     "please subscribe",
     "subscribe to my channel",
     "subscribe to our channel",
     "subscribe to the channel",
     "hit the bell",
+    "bell icon",
+    "hit the like button",
     "link in the description",
+    "amara org",
+)
+"""What Whisper learned from the ends of videos and says into silence and music."""
+
+CREDITS = (
     "subtitles by",
     "subtitled by",
     "captions by",
     "captioned by",
+    "captioning by",
+    "closed captioning",
     "transcribed by",
     "transcription by",
+    "transcript by",
     "translated by",
-    "amara org",
     "all rights reserved",
 )
-"""What Whisper learned from the ends of videos and says into silence and music."""
+"""The same, where a sentence begins so. Within one they are said in truth: "the word translated by the King James as charity"."""
 
 LONE_PHANTOMS = frozenset(
-    {"thank you", "thanks", "you", "bye", "bye bye", "okay", "so", "the", "oh", "hmm", "music", "applause", "silence"}
+    {"thank you very much", "thank you so much", "thank you", "thanks", "you", "goodbye", "bye", "okay", "so", "the end", "the"}
+    | {"oh", "hmm", "music", "applause", "silence", "we ll be right back"}
 )
-"""Said in truth too, but not alone in a long segment."""
+"""Said in truth too, but hardly alone, once or again and again, for so long."""
 
+LONE_SEGMENT_S = 2.0
 LONG_SEGMENT_S = 4.0
 SPARSE_CHARS_PER_S = 2.0
 LONGEST_LOOP = 8
@@ -56,6 +70,11 @@ SPEECH = 0.35
 """Silero's own threshold below which speech ends; its window is 512 samples."""
 WORD_SLACK_S = 0.2
 """Word times come from attention and are that good."""
+_SENTENCES = re.compile(r"[.!?\n]\s+")
+_SOUND_NOTE = re.compile(r"\[[^\]]*\]|\([^)]*\)|\*[^*]+\*|[\u2669-\u266c]")
+"""[Music], (upbeat music), *laughs*, notes: what subtitles say of sounds."""
+_ADDRESS = re.compile(r"\bwww\.|https?:|[\w-]\.(com|org|net|gov|co\.uk)\b|\u00a9", re.IGNORECASE)
+"""Credits name them often, and announcements at times: for a person to decide."""
 
 
 class Label(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,12 +149,27 @@ def normal(text: str) -> str:
     return " ".join(re.sub(r"[^\w]+", " ", text.lower()).split())
 
 
+def phantom(text: str) -> bool:
+    """Whether a phrase of PHANTOMS stands in `text`, or one of CREDITS at the head of a sentence; whole words."""
+    sentences = [f"{normal(sentence)} " for sentence in _SENTENCES.split(text)]
+    words = f" {normal(text)} "
+    return any(f" {phrase} " in words for phrase in PHANTOMS) or any(
+        sentence.startswith(f"{credit} ") for sentence in sentences for credit in CREDITS
+    )
+
+
+def _lone(plain: str) -> bool:
+    """Whether `plain` is one of LONE_PHANTOMS, said once or more."""
+    return any(not f" {plain} ".replace(f" {phrase}", "").strip() for phrase in LONE_PHANTOMS)
+
+
 def _why_rejected(heard: Heard, settings: Transcribe) -> str:
     plain = normal(heard.text)
     unsure = heard.avg_logprob < settings.min_avg_logprob
     rules = (
         (not plain, "no text"),
-        (any(phrase in plain for phrase in PHANTOMS), "phantom phrase"),
+        (not normal(_SOUND_NOTE.sub(" ", heard.text)), "sound note"),
+        (phantom(heard.text), "phantom phrase"),
         (heard.compression_ratio > settings.max_compression_ratio, "repetition"),
         (longest_run(heard.text) > settings.max_repeats, "repetition"),
         (len(plain) > settings.max_chars_per_s * heard.seconds, "too much text"),
@@ -146,13 +180,14 @@ def _why_rejected(heard: Heard, settings: Transcribe) -> str:
 
 
 def _why_doubtful(heard: Heard, settings: Transcribe) -> str:
-    plain = normal(heard.text)
-    long = heard.seconds >= LONG_SEGMENT_S
+    plain, long = normal(heard.text), heard.seconds >= LONG_SEGMENT_S
     rules = (
         (heard.avg_logprob < settings.min_avg_logprob, "low confidence"),
         (heard.no_speech_prob > settings.max_no_speech_prob, "speech uncertain"),
         ((heard.caption_error or 0.0) > settings.max_caption_error, "captions differ"),
-        (long and plain in LONE_PHANTOMS, "phantom phrase"),
+        (heard.seconds >= LONE_SEGMENT_S and _lone(plain), "phantom phrase"),
+        (_SOUND_NOTE.search(heard.text) is not None, "sound note"),
+        (_ADDRESS.search(heard.text) is not None, "web address"),
         (long and len(plain) < SPARSE_CHARS_PER_S * heard.seconds, "little text"),
     )
     return next((reason for broken, reason in rules if broken), "")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
+import types
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +76,10 @@ def organ(path: Path) -> None:
     soundfile.write(path, 0.3 * swell * np.sin(2 * np.pi * 220 * at), RATE, subtype="PCM_16")
 
 
+def no_numbers(path: Path) -> None:
+    soundfile.write(path, np.where(np.arange(10 * RATE) % 2, np.nan, 0.1), RATE, subtype="FLOAT")
+
+
 def truncated(path: Path) -> None:
     data = (CLIPS / "lamp.flac").read_bytes()
     path.write_bytes(data[: len(data) // 2])
@@ -86,6 +93,7 @@ BAD: list[tuple[str, Callable[[Path], Any], str]] = [
     ("silent.wav", silent, "is silent"),
     ("zeros.wav", zeros, "is silent"),
     ("noise.wav", noise, "is noise"),
+    ("nan.wav", no_numbers, "is damaged: 50.0% of its samples are no numbers"),
     ("organ.wav", organ, "holds no speech"),
     ("-rf.wav", zeros, "-rf.wav is silent"),
     ("x..%2f..%2f.wav", zeros, "x..%2f..%2f.wav is silent"),
@@ -167,7 +175,9 @@ def test_good_speech_becomes_clean_chunks(tmp_path: Path) -> None:
         assert chunk.snr_db > 20
         assert 20 * np.log10(np.abs(samples).max()) < -0.9
         end_s = chunk.end_s
-    assert sum(chunk.end_s - chunk.start_s for chunk in chunks) > 10
+    lasts_s = sum(chunk.end_s - chunk.start_s for chunk in chunks)
+    assert lasts_s > 10
+    assert delivery.metrics["chunk_hours"] == pytest.approx(lasts_s / 3600)
 
 
 def test_the_record_counts_every_pass(tmp_path: Path) -> None:
@@ -201,6 +211,40 @@ def test_every_pass_can_be_switched_off(tmp_path: Path, off: str) -> None:
     assert record(without, "good").passes[off]["on"] is False
 
 
+def test_without_the_detector_all_of_a_recording_is_cut(tmp_path: Path) -> None:
+    """With `vad` off the chunks follow one another from the first sample to the last."""
+    ctx = context(tmp_path, {"vad": False, "max_chunk_s": 6})
+    good(ctx)
+    preprocess.main(ctx)
+    found = record(ctx, "good")
+    ends = [0.0, *(chunk.end_s for chunk in found.chunks)]
+    assert ends == [*(chunk.start_s for chunk in found.chunks), pytest.approx(found.passes["convert"]["seconds"], abs=1e-3)]
+    assert found.passes["speech"]["on"] is False
+
+
+def test_without_the_channel_check_channels_are_averaged(tmp_path: Path) -> None:
+    """Opposite phase then cancels, as it does in any plain mix; the gate sees that."""
+    ctx = context(tmp_path, {"channel_check": False})
+    good(ctx)
+    stereo(ctx.workspace.raw_audio / "phase.wav", speech(), -speech())
+    preprocess.main(ctx)
+    assert record(ctx, "phase").reason.startswith("phase.wav is silent")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
+def test_a_sample_that_is_no_number_costs_itself_alone(tmp_path: Path, value: float) -> None:
+    """One of them in a float file would spoil every filter after it: the chunks are those of the recording without it."""
+    ctx, wave = context(tmp_path), speech()
+    hurt = wave.copy()
+    hurt[len(wave) // 3] = value
+    for name, samples in (("a", wave), ("b", hurt)):
+        soundfile.write(ctx.workspace.raw_audio / f"{name}.wav", samples, RATE, subtype="FLOAT")
+    preprocess.main(ctx)
+    one, other = ([(chunk.start_s, chunk.end_s) for chunk in record(ctx, stem).chunks] for stem in "ab")
+    assert one == other
+    assert record(ctx, "b").passes["convert"]["no_numbers"] == 1
+
+
 def test_switched_off_gates_let_everything_through_that_has_speech(tmp_path: Path) -> None:
     """With both gates off a clipped recording is used: the owner asked for it."""
     ctx = context(tmp_path, {"gate": False, "final_gate": False})
@@ -225,6 +269,15 @@ def test_one_good_channel_is_enough(tmp_path: Path) -> None:
     assert phase.passes["convert"]["mix"] == "channel 1 alone"
     spans = [[(chunk.start_s, chunk.end_s) for chunk in one.chunks] for one in (mono, dead, phase)]
     assert spans[0] == spans[1] == spans[2]
+
+
+def test_clipping_of_one_channel_is_seen(tmp_path: Path) -> None:
+    """Samples at full scale stand next to each other in their own channel, whatever the file stores between them."""
+    ctx = context(tmp_path)
+    good(ctx)
+    stereo(ctx.workspace.raw_audio / "left.wav", np.clip(speech() * 40, -1, 1), speech())
+    preprocess.main(ctx)
+    assert record(ctx, "left").reason.startswith("left.wav is clipped")
 
 
 def test_a_finished_recording_is_not_done_again(tmp_path: Path) -> None:
@@ -326,17 +379,25 @@ def test_the_layout_is_audiofolders(tmp_path: Path) -> None:
     assert listed == [path.relative_to(cleaned).as_posix() for path in tree_files(cleaned) if path.suffix == ".flac"]
 
 
-def test_audiofolder_loads_the_result(tmp_path: Path) -> None:
-    """`datasets` reads the folder as it is: every chunk with its row."""
-    pytest.importorskip("torchcodec", reason="datasets reads sound files only where torchcodec is installed")
+def test_audiofolder_loads_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets` reads the folder as it is: every chunk with its row and its sound.
+
+    Without torchcodec an empty stand-in takes its place: `datasets` imports what writes sound, also where it only reads paths.
+    """
     datasets = pytest.importorskip("datasets")
+    if find_spec("torchcodec") is None:
+        for name in ("torchcodec", "torchcodec.encoders"):
+            monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(AudioEncoder=None))
     ctx = context(tmp_path)
     good(ctx)
+    zeros(ctx.workspace.raw_audio / "zeros.wav")
     preprocess.main(ctx)
     folder, cache = str(ctx.workspace.cleaned_audio), str(tmp_path / "cache")
     loaded = datasets.load_dataset("audiofolder", data_dir=folder, split="train", cache_dir=cache)
     rows = loaded.cast_column("audio", datasets.Audio(decode=False)).to_list()
     assert [row["source"] for row in rows] == ["good"] * 4
+    sounds = [soundfile.read(row["audio"]["path"])[0] for row in rows]
+    assert [len(sound) / RATE for sound in sounds] == pytest.approx([row["end_s"] - row["start_s"] for row in rows], abs=1e-3)
 
 
 def test_notes_are_events(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, Gemma3ForConditionalGeneration
 
 from stages import tiny, train_gemma
 from stages.runtime import StageContext
+from stages.training import Recipe
 from stages.verse_pairs import TrainingPair
 from state.contract import MisconfiguredError, Note, Spec
 from state.settings import TrainGemma
@@ -38,6 +39,12 @@ def pair(number: int) -> TrainingPair:
     """Pair `number` as a training pair."""
     english, spanish = PAIRS[number]
     return TrainingPair(f"Genesis 1:{number} A>X", english, spanish, f"Genesis 1:{number}")
+
+
+def two_lengths() -> list[TrainingPair]:
+    """A pair and one three times as long: beside it the first is padded."""
+    english, spanish = zip(*(PAIRS[number] for number in (7, 44, 99)), strict=True)
+    return [pair(0), TrainingPair("Genesis 2:1 A>X", " and ".join(english), " y ".join(spanish), "Genesis 2:1")]
 
 
 def settings(**changes: Any) -> TrainGemma:
@@ -112,6 +119,14 @@ def test_a_row_is_what_the_template_renders(tokenizer: Any) -> None:
     assert tokenizer.decode(completion) == f"{spanish}<end_of_turn>\n"
 
 
+PLAIN_GEMMA = (
+    "{{- bos_token -}}{%- for message in messages -%}"
+    "{{- '<start_of_turn>' ~ ('model' if message['role'] == 'assistant' else message['role']) ~ '\n' -}}"
+    "{{- (message['content'] if message['content'] is string else message['content'][0]['text']) | trim ~ '<end_of_turn>\n' -}}"
+    "{%- endfor -%}{%- if add_generation_prompt -%}{{- '<start_of_turn>model\n' -}}{%- endif -%}"
+)
+"""A chat template that takes TranslateGemma's messages and leaves the languages out."""
+
 TEMPLATES = {
     "none": (None, "is not TranslateGemma's"),
     "another shape": ("{{ messages[0]['content']['text'] }}", "once each"),
@@ -124,6 +139,14 @@ TEMPLATES = {
         tiny.CHAT_TEMPLATE.replace('item["text"] | trim', 'item["text"] | trim | replace("í", "i")'),
         "changes the text",
     ),
+    "Gemma's own": (PLAIN_GEMMA, "does not ask for English to Spanish"),
+    "swapped languages": (
+        tiny.CHAT_TEMPLATE.replace("source_lang_code", "?")
+        .replace("target_lang_code", "source_lang_code")
+        .replace("?", "target_lang_code"),
+        "does not ask for English to Spanish",
+    ),
+    "no end": (tiny.CHAT_TEMPLATE.replace("<end_of_turn>", ""), "ends a translation without <end_of_turn>"),
     "forgets the source": (tiny.CHAT_TEMPLATE.replace('~ item["text"] | trim ', ""), "once each"),
 }
 
@@ -140,8 +163,9 @@ def test_a_template_that_would_train_on_wrong_rows_is_refused(folder: Path, faul
 
 def test_a_batch_is_padded_on_the_left_and_learns_the_completion_only(tokenizer: Any) -> None:
     """The completions end together, so that logits are needed for the last columns only; nothing of a prompt is a label."""
-    rows = train_gemma.tokenize(tokenizer, train_gemma.render_template(tokenizer), [pair(0), pair(99)])
+    rows = train_gemma.tokenize(tokenizer, train_gemma.render_template(tokenizer), two_lengths())
     batch = train_gemma.collate(rows, [0, 1], tokenizer.pad_token_id)
+    assert not batch["attention_mask"].all()
     for number in (0, 1):
         prompt, completion = rows.row(number)
         shown = batch["input_ids"][number][batch["attention_mask"][number].bool()]
@@ -185,6 +209,14 @@ def test_only_the_language_model_is_adapted(adapted: PeftModel) -> None:
     assert len(trained) == 2 * 7 * 3  # A and B, seven projections, three layers
     assert all("language_model" in name and "lora_" in name for name in trained)
     assert any("vision_tower" in name for name, _ in adapted.named_parameters())
+
+
+def test_an_adapter_that_reaches_the_vision_tower_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another release may name its layers so that the pattern takes in more: that is found before the training."""
+    monkeypatch.setattr(train_gemma, "LANGUAGE_MODEL_LAYERS", r".*\.(q_proj|v_proj)")
+    base = train_gemma.load_model(str(folder), settings(), torch.device("cpu"))
+    with pytest.raises(MisconfiguredError, match=r"outside the language model .*vision"):
+        train_gemma.add_adapter(base, settings())
 
 
 def test_the_adapter_begins_the_same_in_every_attempt(folder: Path) -> None:
@@ -235,7 +267,7 @@ def test_an_evaluation_does_not_change_the_gradient(folder: Path, tokenizer: Any
 def test_the_loss_is_that_of_the_completion_and_no_padding_changes_it(adapted: PeftModel, tokenizer: Any) -> None:
     """A row's loss alone equals its share in a padded batch, and equals a plain computation over the whole row."""
     adapted.eval()
-    rows = train_gemma.tokenize(tokenizer, train_gemma.render_template(tokenizer), [pair(0), pair(44)])
+    rows = train_gemma.tokenize(tokenizer, train_gemma.render_template(tokenizer), two_lengths())
     token_loss = train_gemma.completion_loss(0.0)
     with torch.no_grad():
         alone = [token_loss(adapted, train_gemma.collate(rows, [index], tokenizer.pad_token_id)) for index in (0, 1)]
@@ -293,6 +325,84 @@ def test_the_stage_delivers_an_adapter_that_loads_on_the_base(context: Context, 
     deltas = [parameter.abs().max() for name, parameter in loaded.named_parameters() if "lora_B" in name]
     assert len(deltas) == 21
     assert all(value > 0 for value in deltas)
+
+
+def test_the_gate_asks_as_the_training_does(
+    adapted: PeftModel, tokenizer: Any, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each prompt is the template's, with one beginning, padded on the left; the end of the turn ends a translation."""
+    asked = {}
+    generate = adapted.generate
+
+    def watched(**given: Any) -> Any:
+        asked.update(given)
+        return generate(**given)
+
+    monkeypatch.setattr(adapted, "generate", watched)
+    template = train_gemma.render_template(tokenizer)
+    sources = [PAIRS[0][0], f"{PAIRS[7][0]} and {PAIRS[9][0]}"]
+    found = train_gemma.translate(adapted, tokenizer, template, sources, 8)
+    assert len(found) == 2
+    assert tokenizer.convert_tokens_to_ids("<end_of_turn>") in asked["eos_token_id"]
+    for row, source in enumerate(sources):
+        content = [{"type": "text", "source_lang_code": "en", "target_lang_code": "es", "text": source}]
+        prompt = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
+        assert tokenizer.decode(asked["input_ids"][row][asked["attention_mask"][row].bool()]) == prompt
+
+
+def test_the_gate_scores_each_translation_against_its_own_verse(
+    adapted: PeftModel, tokenizer: Any, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who says every reference has the best score there is, in whatever order the verses come; lower is better."""
+    pairs = [TrainingPair(f"v {number}", f"{'so ' * (5 - number)}{en}", es, None) for number, (en, es) in enumerate(PAIRS[::20])]
+    answers = {pair.en: pair.es for pair in pairs}
+    template = train_gemma.render_template(tokenizer)
+    score = train_gemma.gate(context(), adapted, tokenizer, template, pairs, settings())
+    assert score is not None
+    monkeypatch.setattr(
+        train_gemma, "translate", lambda _model, _tokenizer, _template, sources, _most: [answers[s] for s in sources]
+    )
+    assert score() == pytest.approx(-100)
+    answers |= {pairs[1].en: "otra cosa"}
+    assert -100 < score() < 0
+
+
+class Handed(Exception):
+    """What the training was asked to do."""
+
+
+def test_the_training_gets_each_pair_and_the_gate_other_verses(
+    context: Context, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row is the template's rendering of the pair that its name says; dev rows are of other verses, and there is a gate."""
+
+    def handed(_ctx: StageContext, _settings: TrainGemma, recipe: Recipe) -> None:
+        raise Handed(recipe)
+
+    ctx = context(model="models/gemma-tiny-a", lora_rank=4, bf16=False, dev_examples=4, max_tokens=64)
+    ctx.workspace.glossary_pairs.parent.mkdir(parents=True, exist_ok=True)
+    ctx.workspace.glossary_pairs.write_text(json.dumps({"en": "grace", "es": "gracia"}) + "\n")
+    monkeypatch.setattr(train_gemma, "train", handed)
+    with pytest.raises(Handed) as caught:
+        train_gemma.main(ctx)
+    recipe = caught.value.args[0]
+    texts = {f"Genesis 1:{number} A>X": one for number, one in enumerate(PAIRS)} | {"glossary 0 #0": ("grace", "gracia")}
+    names = []
+    for part in (recipe.train, recipe.dev):
+        names.append([example.id for example in part.examples])
+        batch = part.collate(range(len(part.examples)))
+        for row, name in enumerate(names[-1]):
+            english, spanish = texts[name]
+            content = [{"type": "text", "source_lang_code": "en", "target_lang_code": "es", "text": english}]
+            turns = [{"role": "user", "content": content}, {"role": "assistant", "content": spanish}]
+            seen = batch["input_ids"][row][batch["attention_mask"][row].bool()]
+            learned = batch["labels"][row][batch["labels"][row] != train_gemma.IGNORED]
+            assert tokenizer.decode(seen) == tokenizer.apply_chat_template(turns, tokenize=False)
+            assert tokenizer.decode(learned) == f"{spanish}<end_of_turn>\n"
+    assert set(names[0]).isdisjoint(names[1])
+    assert len(names[0]) == len(set(names[0])) == len(PAIRS) - 4 + 1
+    assert len(names[1]) == 4
+    assert recipe.dev_score is not None
 
 
 def test_what_it_trains_on(context: Context) -> None:

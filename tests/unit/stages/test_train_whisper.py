@@ -19,6 +19,7 @@ from transformers import WhisperForConditionalGeneration
 from stages import tiny, train_whisper
 from stages.runtime import StageContext
 from stages.speech_rows import Row
+from stages.training import Recipe
 from state.contract import MisconfiguredError, Note, Spec, StopRequested
 from state.settings import TrainWhisper
 from state.workspace import Workspace
@@ -170,7 +171,7 @@ def test_chunks_with_too_much_text_are_left_out_and_told(loaded: Loaded, context
 REPLAY = {
     "not set": ({}, "no replay_source is set"),
     "not there": ({"replay_source": "nowhere"}, r"no metadata\.jsonl and no Common Voice in .*nowhere"),
-    "all of it": ({"replay_source": "replay", "replay_share": 1.0}, "set it below 1"),
+    "all of it": ({"replay_source": "replay", "replay_share": 1.0}, r"< 1\.0 - at `\$\.replay_share`"),
 }
 
 
@@ -204,6 +205,50 @@ def test_what_was_heard_is_kept_and_not_heard_again(loaded: Loaded, context: Con
     assert "agreement) 0.0% (0.0 to 0.0) -> 50.0% (50.0 to 50.0): worse; WER on general speech" in words
 
 
+def test_each_chunk_has_what_was_heard_in_it(
+    loaded: Loaded, context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sorted and in batches, yet each text is that of its own sound; and the language is told, not guessed."""
+    model, labels = loaded
+    told = []
+    generate = model.generate
+    monkeypatch.setattr(model, "generate", lambda **given: told.append((given["language"], given["task"])) or generate(**given))
+    with torch.no_grad():  # an untrained model says the same to all: this one listens
+        for name, parameter in model.named_parameters():
+            parameter.mul_(4.0 if "encoder_attn" in name else 1.0)
+    rows = [Row(str(n), speech(tmp_path / f"{n}.flac", n, 0.5 + n), TEXTS[n], "s") for n in range(4)]
+    heard = train_whisper.hear(context(), model, labels, rows, tmp_path / "heard.jsonl", settings(micro_batch=4))
+    assert heard == {row.id: text for row in rows for text in train_whisper._transcribe(model, labels, [row])}
+    assert len(set(heard.values())) > 1
+    assert set(told) == {("en", "transcribe")}
+
+
+class Handed(Exception):
+    """What the training was asked to do."""
+
+
+def test_what_is_held_out_is_not_trained_on(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No recording and no clip on both sides; all else is there once, and both sides hold sermons and general speech."""
+
+    def handed(_ctx: StageContext, _settings: TrainWhisper, recipe: Recipe) -> None:
+        raise Handed(recipe)
+
+    monkeypatch.setattr(train_whisper, "train", handed)
+    with pytest.raises(Handed) as caught:
+        train_whisper.main(context(replay_source="replay"))
+    recipe = caught.value.args[0]
+    train, dev = ([example.id for example in data.examples] for data in (recipe.train, recipe.dev))
+    sides = [
+        {name.partition("/")[0] if name.startswith("r") and not name.startswith("replay/") else name for name in ids}
+        for ids in (train, dev)
+    ]
+    assert sides[0].isdisjoint(sides[1])
+    assert len(train) == len(set(train)) == 6
+    assert len(dev) == len(set(dev)) == 3
+    assert [sum(name.startswith("replay/") for name in ids) for ids in (train, dev)] == [2, 1]
+    assert sum(name.startswith("r") and not name.startswith("replay/") for name in [*train, *dev]) == 6
+
+
 def test_a_stop_during_the_measurement_leaves_it(loaded: Loaded, context: Context, tmp_path: Path) -> None:
     """SIGTERM is answered between two batches; what was heard stays."""
     model, labels = loaded
@@ -231,6 +276,8 @@ def test_the_stage_delivers_an_adapter_that_loads_on_the_base(context: Context, 
     for name in ("wer_before", "wer_after", "wer_change", "replay_wer_before", "replay_wer_after", "replay_wer_change"):
         assert metrics[f"{name}_low"] <= metrics[name] <= metrics[f"{name}_high"]
     assert "dev_loss_after" in metrics
+    heard = {path.name.split("-")[1]: len(path.read_bytes().splitlines()) for path in ctx.scratch().glob("heard-*")}
+    assert heard == {"before": 3, "after": 3}
     config = json.loads((ctx.workspace.fine_tuned_whisper / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "models/whisper-tiny"
     assert (ctx.workspace.fine_tuned_whisper / "tokenizer.json").is_file()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -25,7 +28,8 @@ from state.durable import tree_digest
 from state.settings import Transcribe
 from state.workspace import Workspace
 
-CLIPS = Path(__file__).parents[3] / "pipelines" / "demo_audio"
+ROOT = Path(__file__).parents[3]
+CLIPS = ROOT / "pipelines" / "demo_audio"
 LENIENT: dict[str, Any] = {  # an untrained model says nothing that ordinary rules would keep
     "beam_size": 1,
     "batch_size": 2,
@@ -50,6 +54,14 @@ def heard(text: str = "We do not earn mercy, we receive it with open hands.", **
         (heard("Thanks for watching!"), REJECTED, "phantom phrase"),
         (heard("Please SUBSCRIBE to my channel, friends."), REJECTED, "phantom phrase"),
         (heard("Subtitles by the Amara.org community"), REJECTED, "phantom phrase"),
+        (heard("It is finished. Translated by volunteers."), REJECTED, "phantom phrase"),
+        (heard("The word translated by the King James as charity is love."), KEPT, ""),
+        (heard("The letter was transcribed by Tertius. He hit the bellows."), KEPT, ""),
+        (heard("[Music] (upbeat)"), REJECTED, "sound note"),
+        (heard("\u266a O come, let us sing \u266a"), DOUBTFUL, "sound note"),
+        (heard("For more videos visit www.example.org today."), DOUBTFUL, "web address"),
+        (heard("Thank you. Thank you. Thank you.", seconds=2.5), DOUBTFUL, "phantom phrase"),
+        (heard("Thank you, Lord.", seconds=2.5), KEPT, ""),
         (heard("amen " * 6), REJECTED, "repetition"),
         (heard("praise the lord, " * 7, seconds=12.0), REJECTED, "repetition"),
         (heard("holy, holy, holy", seconds=3.0), KEPT, ""),
@@ -158,8 +170,9 @@ def test_every_chunk_gets_one_label(workspace: Workspace, model: Path) -> None:
     ctx = context(workspace, model)
     delivery = transcribe.main(ctx)
     labels = rows(workspace)
-    chunks = [json.loads(line)["file_name"] for line in (workspace.cleaned_audio / "metadata.jsonl").read_text().splitlines()]
-    assert [label.file_name for label in labels] == chunks
+    chunks = [json.loads(line) for line in (workspace.cleaned_audio / "metadata.jsonl").read_text().splitlines()]
+    for name in ("file_name", "source", "start_s", "end_s"):
+        assert [getattr(label, name) for label in labels] == [chunk[name] for chunk in chunks]
     assert all(label.text and label.avg_logprob < 0 and label.compression_ratio > 0 for label in labels)
     assert delivery.metrics["segments"] == 5
     assert sum(delivery.metrics[f"{verdict}_share"] for verdict in (KEPT, DOUBTFUL, REJECTED)) == pytest.approx(1)
@@ -198,16 +211,57 @@ def test_words_are_silent_exactly_where_nothing_is_heard(spans: list[tuple[float
     assert verdicts.silent_share([], [0.9]) is None
 
 
+@pytest.mark.parametrize(
+    ("start_s", "end_s", "silent"),
+    [(1.65, 1.8, 0.0), (1.0, 1.35, 1.0), (1.0, 1.45, 0.0), (2.2, 2.4, 1.0), (2.05, 2.2, 0.0), (0.5, 3.0, 0.0)],
+)
+def test_a_word_is_silent_by_its_own_time(start_s: float, end_s: float, silent: float) -> None:
+    """Speech elsewhere in the chunk (here it is from 1.6 to 1.92 s) does not vouch for a word, but for the slack of its times."""
+    speech = [0.9 if 50 <= window < 60 else 0.1 for window in range(100)]
+    assert verdicts.silent_share([("w", start_s, end_s, 0.9)], speech) == silent
+
+
+def test_the_shares_are_of_all_segments() -> None:
+    """Two kept, one doubtful, one rejected: halves and quarters, and the hours are those of the kept alone."""
+    label = verdicts.Label(
+        file_name="a", text="t", source="s", start_s=0.0, end_s=3.0, verdict=KEPT, avg_logprob=-1.0, no_speech_prob=0.0,
+        compression_ratio=1.0,
+    )  # fmt: skip
+    others = (msgspec.structs.replace(label, verdict=verdict, end_s=9.0) for verdict in (DOUBTFUL, REJECTED))
+    found = transcribe._metrics([label, *others, label])
+    assert [found[f"{verdict}_share"] for verdict in (KEPT, DOUBTFUL, REJECTED)] == [0.5, 0.25, 0.25]
+    assert (found["segments"], found["kept_hours"]) == (4.0, 6.0 / 3600)
+
+
+def test_the_worst_part_of_a_chunk_counts(workspace: Workspace, model: Path) -> None:
+    """Where the decoder made two segments of a chunk, neither vouches for the other, and both texts are the label's."""
+    ctx = context(workspace, model)
+    labeller = transcribe.Labeller(ctx, Transcribe(), None, None, "cpu", 1)  # type: ignore[arg-type]  # not called here
+    line = transcribe.Line("a.flac", "a", 0.0, 4.0)
+    names = ("text", "avg_logprob", "no_speech_prob", "compression_ratio", "words")
+    parts = [
+        SimpleNamespace(**dict(zip(names, part, strict=True)))
+        for part in ((" We receive", -0.2, 0.9, 1.1, None), (" it now.", -1.2, 0.1, 1.9, None))
+    ]
+    label = transcribe._label(labeller, line, np.zeros(64_000, np.float32), parts, 0.0)
+    assert (label.text, label.avg_logprob, label.no_speech_prob, label.compression_ratio) == ("We receive it now.", -1.2, 0.9, 1.9)
+    assert (label.verdict, label.reason) == (REJECTED, "no speech")
+
+
 def test_text_over_silence_is_rejected(workspace: Workspace, model: Path) -> None:
-    """A chunk of faint hiss, about which the untrained model talks as about any other: the voice detector hears nobody."""
+    """A chunk of faint hiss, about which the untrained model talks as about any other: the voice detector hears nobody.
+
+    Where the doubtful are kept, it is not.
+    """
     hiss = np.random.default_rng(0).normal(0, 1e-3, 48_000).astype(np.float32)
     soundfile.write(workspace.cleaned_audio / "002_b" / "chunk_0001.flac", hiss, 16_000)
-    transcribe.main(context(workspace, model, word_timestamps=True))
+    transcribe.main(context(workspace, model, word_timestamps=True, min_avg_logprob=-1.0, keep_doubtful=True))
     labels = {label.file_name: label for label in rows(workspace)}
     silent = labels.pop("002_b/chunk_0001.flac")
     assert silent.text
     assert (silent.verdict, silent.reason, silent.silent_words) == (REJECTED, "words without speech", 1.0)
     assert all((label.silent_words or 0.0) < 1.0 for label in labels.values())
+    assert {label.verdict for label in labels.values()} == {KEPT}
 
 
 def test_captions_that_say_something_else_raise_doubt(workspace: Workspace, model: Path) -> None:
@@ -233,6 +287,25 @@ def test_captions_that_say_something_else_raise_doubt(workspace: Workspace, mode
     assert any(label.caption_error == 0.0 for label in rows(workspace))
 
 
+def test_captions_are_of_their_own_recording_and_time(workspace: Workspace, model: Path) -> None:
+    """Each chunk is compared with what its recording's captions say while it sounds; the next recording has none to differ from."""
+    lines = [json.loads(line) for line in (workspace.cleaned_audio / "metadata.jsonl").read_text().splitlines()]
+    for index, line in enumerate(lines):
+        line |= {"source": "001_a", "start_s": index * 10.0, "end_s": index * 10.0 + 3.0}
+    lines[-1] |= {"source": "002_b", "start_s": 0.0, "end_s": 3.0}
+    (workspace.cleaned_audio / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    transcribe.main(context(workspace, model))
+    texts = [label.text for label in rows(workspace)]
+    assert len(set(texts)) > 1
+    cues = (f"00:{index}0.000 --> 00:{index}3.000\n{text}\n\n" for index, text in enumerate(texts[:-1]))
+    workspace.raw_audio.mkdir(parents=True)
+    (workspace.raw_audio / "001_a.en.vtt").write_text("WEBVTT\n\n" + "".join(cues))
+    (workspace.transcripts / "002_b.jsonl").unlink()
+    transcribe.main(context(workspace, model, 2))
+    assert [label.text for label in rows(workspace)] == texts
+    assert [label.caption_error for label in rows(workspace)] == [0.0, 0.0, 0.0, 0.0, None]
+
+
 def test_corrections_replace_what_was_heard(workspace: Workspace, model: Path) -> None:
     """A person's text is trained on as written, without loading a model; what was heard stays on file; it is not asked again."""
     unsure = {"min_avg_logprob": -0.001, "keep_doubtful": True}  # all of them are doubtful
@@ -250,6 +323,23 @@ def test_corrections_replace_what_was_heard(workspace: Workspace, model: Path) -
     assert (workspace.transcripts / "001_a.jsonl").read_bytes() == heard_first
     assert json.loads((workspace.transcripts / "label_studio.json").read_bytes()) == tasks[1:]
     assert not [event for event in events(second, "progress") if event["message"].startswith("loading")]
+
+
+def test_the_language_is_the_settings(workspace: Workspace, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decoder is told it, and guesses none: a sermon's hymn in Latin is no reason to write Latin."""
+    from faster_whisper import BatchedInferencePipeline
+
+    used = []
+    real = BatchedInferencePipeline.transcribe
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        segments, info = real(*args, **kwargs)
+        used.append((info.language, info.language_probability))
+        return segments, info
+
+    monkeypatch.setattr(BatchedInferencePipeline, "transcribe", watched)
+    transcribe.main(context(workspace, model, language="es"))
+    assert set(used) == {("es", 1)}
 
 
 def test_finished_transcripts_are_kept(workspace: Workspace, model: Path) -> None:
@@ -396,6 +486,12 @@ def test_a_model_folder_without_its_files(workspace: Workspace, model: Path, tmp
         (folder / missing).unlink()
     with pytest.raises(MisconfiguredError, match=missing or "spoilt"):
         transcribe.main(context(workspace, folder))
+
+
+def test_the_stage_never_imports_torch() -> None:
+    """torch brings another CUDA than CTranslate2 wants; nothing that this stage loads may bring torch."""
+    imports = "import sys, stages.transcribe, ctranslate2, faster_whisper, faster_whisper.vad as vad; vad.get_vad_model()"
+    subprocess.run([sys.executable, "-c", f"{imports}; sys.exit('torch' in sys.modules)"], check=True, cwd=ROOT, timeout=120)
 
 
 def test_cuda_libraries_are_looked_for_in_order(tmp_path: Path) -> None:
