@@ -3,5 +3,6 @@
 import gc
 import sys
 
-if sys.argv[:1] == ["-m"]:  # this process is a stage, about to import: Python's collector would look at it all again and again,
-    gc.disable()  # a fifth of the start (docs/LOG.md); `stages.runtime.run` enables it
+COLLECTOR_PACE = gc.get_threshold()
+if sys.argv[:1] == ["-m"]:  # this process is about to import a million values that stay, and Python's collector would look at
+    gc.set_threshold(100_000, 20, 100)  # them again and again: a fifth of a start; `stages.runtime.run` goes back to its own pace

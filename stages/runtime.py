@@ -32,6 +32,7 @@ from typing import Any, NoReturn, TypeVar
 import msgspec
 import structlog
 
+from stages import COLLECTOR_PACE
 from state import symptoms
 from state.checkpoints import Checkpoint, Checkpoints
 from state.contract import (
@@ -223,7 +224,7 @@ def run(main: Callable[[StageContext], Delivery], argv: Sequence[str] | None = N
         os._exit(2)
     attempt = Attempt(Path(arguments[0]).resolve())
     gc.freeze()  # what was imported stays: no collection has to look at it
-    gc.enable()
+    gc.set_threshold(*COLLECTOR_PACE)
     _log_readably()
     context: StageContext | None = None
     try:

@@ -22,6 +22,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, Gemma3ForConditionalGeneration
 
 from stages import footprint
+from stages.gemma_template import Template, read_template
 from stages.loading import claim_device, loading, resolve_model
 from stages.pair_choice import choose, read_sermons
 from stages.runtime import Delivery, StageContext, run
@@ -34,28 +35,11 @@ LANGUAGE_MODEL_LAYERS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_
 """`all-linear` would adapt the vision tower too."""
 LOAD_QUIET_S = 1800.0
 """A model may come over the network first."""
-PROBE = "In the beginning"
-END_OF_TURN = "<end_of_turn>"
 GATE_BATCH = 16
 GATE_QUIET_S = 300.0
 IGNORED = -100
 MOST_ADAPTER_BYTES = 400_000_000
 """Checked before the training, and when it is delivered."""
-
-
-@dataclass(frozen=True)
-class Template:
-    """TranslateGemma's chat template, rendered once: prompt = before + source + between, completion = target + after."""
-
-    before: str
-    between: str
-    after: str
-
-    def prompt(self, source: str) -> str:
-        return f"{self.before}{source.strip()}{self.between}"
-
-    def completion(self, target: str) -> str:
-        return f"{target.strip()}{self.after}"
 
 
 @dataclass(frozen=True)
@@ -111,7 +95,7 @@ def main(ctx: StageContext) -> Delivery:
     ctx.quiet(LOAD_QUIET_S, f"loading {settings.model}")
     with loading(settings.model):
         tokenizer, shape = AutoTokenizer.from_pretrained(source), AutoConfig.from_pretrained(source).to_dict()
-    template = render_template(tokenizer)
+    template = read_template(tokenizer)
     rows = fitting(ctx, tokenize(tokenizer, template, pairs), settings.max_tokens, "training")
     dev_rows = fitting(ctx, tokenize(tokenizer, template, dev_pairs), settings.max_tokens, "dev")
     ctx.check_stop()
@@ -189,47 +173,6 @@ def read_pairs(ctx: StageContext, settings: TrainGemma) -> tuple[list[TrainingPa
 
 
 # -- text to rows
-
-
-def render_template(tokenizer: Any) -> Template:
-    """The tokenizer's chat template as the three strings around source and target, checked against direct rendering.
-
-    Raises:
-        MisconfiguredError: there is no template, it has another shape than TranslateGemma's or asks for other languages, a
-            translation would not end, or a prompt would not start with exactly one beginning-of-text token.
-    """
-    try:
-        prompt = _rendered(tokenizer, PROBE, None)
-        whole = _rendered(tokenizer, PROBE, PROBE)
-    except Exception as error:  # Jinja raises what the template asks for
-        raise MisconfiguredError(f"the chat template is not TranslateGemma's ({' '.join(str(error).split())})") from error
-    if prompt.count(PROBE) != 1 or not whole.startswith(prompt) or whole.count(PROBE) != 2:
-        raise MisconfiguredError("the chat template does not put source and target into a row once each; use TranslateGemma's own")
-    before, between = prompt.split(PROBE)
-    template = Template(before, between, whole[len(prompt) :].split(PROBE)[1])
-    for source in ("God is love.", "  Día: «sí» & <b>no</b>\n"):
-        direct = _rendered(tokenizer, source, source)
-        if template.prompt(source) + template.completion(source) != direct:
-            raise MisconfiguredError("the chat template changes the text that it is given; use TranslateGemma's own")
-    if not 0 <= before.find("English") < before.find("Spanish"):  # Gemma's own template passes over the languages in silence
-        raise MisconfiguredError("the chat template does not ask for English to Spanish; use TranslateGemma's own")
-    if END_OF_TURN not in template.after:
-        raise MisconfiguredError(f"the chat template ends a translation without {END_OF_TURN}; use TranslateGemma's own")
-    ids = tokenizer(template.prompt(PROBE), add_special_tokens=False)["input_ids"]
-    starts = ids.count(tokenizer.bos_token_id)
-    if starts != 1 or ids[0] != tokenizer.bos_token_id:
-        raise MisconfiguredError(
-            f"the chat template puts {starts} beginning-of-text tokens into a prompt instead of one at its start"
-        )
-    return template
-
-
-def _rendered(tokenizer: Any, source: str, target: str | None) -> str:
-    content = {"type": "text", "source_lang_code": "en", "target_lang_code": "es", "text": source}
-    messages: list[dict[str, Any]] = [{"role": "user", "content": [content]}]
-    if target is not None:
-        messages.append({"role": "assistant", "content": target})
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=target is None))
 
 
 def tokenize(tokenizer: Any, template: Template, pairs: Sequence[TrainingPair]) -> Rows:

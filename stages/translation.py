@@ -34,6 +34,7 @@ from transformers import (
 from transformers import __version__ as transformers_version
 from transformers.utils import cached_file
 
+from stages.gemma_template import END_OF_TURN, read_template
 from stages.loading import claim_device, is_folder, loading, resolve_model
 from stages.runtime import StageContext, out_of_memory
 from stages.scoring import digest
@@ -41,14 +42,12 @@ from state.contract import MisconfiguredError, OutOfMemoryError
 from state.durable import append_durably, file_digest
 from state.settings import TranslationModel
 
-SOURCE_CODE, TARGET_CODE = "en", "es"
 MARIAN_SOURCE_TOKENS = 512
 BATCH_TOKENS = 4096
 LOAD_QUIET_S = 1800.0
 """A model may come over the network first."""
 FINGERPRINTED = {".safetensors", ".bin", ".json", ".jinja", ".model", ".spm", ".txt"}
 NOT_THE_MODEL = {"made.json", "README.md"}
-END_OF_TURN = "<end_of_turn>"
 
 Tick = Callable[[], None]
 """Called after every generated token: beats the heart, and may raise StopRequested."""
@@ -226,18 +225,11 @@ class Gemma:
         self.model.eval()
         self.decoding = decoding
         self.end_ids = _end_ids(self.tokenizer)
-        self._check_prompt()
+        self.prompt = read_template(self.tokenizer).prompt
 
     @property
     def max_source_tokens(self) -> int:
         return int(self.model.config.text_config.max_position_embeddings) - self.decoding.max_new_tokens
-
-    def prompt(self, source: str) -> str:
-        """The text that the model is asked to go on from, in TranslateGemma's chat shape."""
-        content = [{"type": "text", "source_lang_code": SOURCE_CODE, "target_lang_code": TARGET_CODE, "text": source}]
-        return str(
-            self.tokenizer.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
-        )
 
     def lengths(self, sources: Sequence[str]) -> list[int]:
         prompts = [self.prompt(source) for source in sources]
@@ -271,14 +263,6 @@ class Gemma:
             return source
         ids = self.tokenizer(source, add_special_tokens=False)["input_ids"]
         return str(self.tokenizer.decode(ids[: max(1, len(ids) - surplus)]))
-
-    def _check_prompt(self) -> None:
-        ids = self.tokenizer(self.prompt("Grace and peace."), add_special_tokens=False)["input_ids"]
-        starts = ids.count(self.tokenizer.bos_token_id)
-        if starts != 1 or ids[0] != self.tokenizer.bos_token_id:
-            raise MisconfiguredError(
-                f"the chat template puts {starts} <bos> into a prompt instead of one; use TranslateGemma's own template"
-            )
 
 
 def load(kind: str, model: Located, adapter: Located | None, decoding: Decoding) -> Backend:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import http.client
 import resource
 import signal
@@ -147,15 +148,15 @@ IMPORTING = """
 import gc, sys
 attempt, sys.argv = sys.argv[1], ["-m"]  # as while `python -m stages.NAME` looks for the module
 import stages
-print("importing", gc.isenabled())
+print("importing", gc.get_threshold()[0] > 10_000)
 from stages.runtime import run
-run(lambda _ctx: print("working", gc.isenabled(), flush=True), [attempt])
+run(lambda _ctx: print("working", gc.get_threshold(), flush=True), [attempt])
 """
 
 
-def test_the_collector_rests_only_while_a_stage_imports(tmp_path: Path) -> None:
-    """A stage's imports are a fifth faster without the collector; the work, which runs for days, has it."""
+def test_the_collector_is_slow_only_while_a_stage_imports(tmp_path: Path) -> None:
+    """A stage's imports are a fifth faster with few collections; the work, which runs for days, has Python's own pace."""
     spec = contract.Spec(run_id="r", stage="s", module="m", attempt=1, workspace=str(tmp_path), settings={})
     (tmp_path / "spec.json").write_bytes(msgspec.json.encode(spec))
     done = subprocess.run([sys.executable, "-c", IMPORTING, str(tmp_path)], capture_output=True, text=True, timeout=60, check=False)
-    assert done.stdout.splitlines()[:2] == ["importing False", "working True"], done.stderr
+    assert done.stdout.splitlines()[:2] == ["importing True", f"working {gc.get_threshold()}"], done.stderr

@@ -15,6 +15,7 @@ from peft import PeftModel
 from transformers import AutoTokenizer, Gemma3ForConditionalGeneration
 
 from stages import tiny, train_gemma
+from stages.gemma_template import read_template
 from stages.runtime import StageContext
 from stages.training import Recipe
 from stages.verse_pairs import TrainingPair
@@ -107,7 +108,7 @@ def notes(ctx: StageContext) -> list[str]:
 
 def test_a_row_is_what_the_template_renders(tokenizer: Any) -> None:
     """Prompt and completion together are the chat template's own rendering, with one <bos>, at the start."""
-    template = train_gemma.render_template(tokenizer)
+    template = read_template(tokenizer)
     rows = train_gemma.tokenize(tokenizer, template, [pair(0), pair(7)])
     prompt, completion = rows.row(1)
     english, spanish = PAIRS[7]
@@ -119,51 +120,9 @@ def test_a_row_is_what_the_template_renders(tokenizer: Any) -> None:
     assert tokenizer.decode(completion) == f"{spanish}<end_of_turn>\n"
 
 
-PLAIN_GEMMA = (
-    "{{- bos_token -}}{%- for message in messages -%}"
-    "{{- '<start_of_turn>' ~ ('model' if message['role'] == 'assistant' else message['role']) ~ '\n' -}}"
-    "{{- (message['content'] if message['content'] is string else message['content'][0]['text']) | trim ~ '<end_of_turn>\n' -}}"
-    "{%- endfor -%}{%- if add_generation_prompt -%}{{- '<start_of_turn>model\n' -}}{%- endif -%}"
-)
-"""A chat template that takes TranslateGemma's messages and leaves the languages out."""
-
-TEMPLATES = {
-    "none": (None, "is not TranslateGemma's"),
-    "another shape": ("{{ messages[0]['content']['text'] }}", "once each"),
-    "no beginning": (tiny.CHAT_TEMPLATE.replace("{{- bos_token -}}", ""), "puts 0 beginning-of-text"),
-    "two beginnings": (
-        tiny.CHAT_TEMPLATE.replace("{{- bos_token -}}", "{{- bos_token ~ bos_token -}}"),
-        "puts 2 beginning-of-text",
-    ),
-    "changes the text": (
-        tiny.CHAT_TEMPLATE.replace('item["text"] | trim', 'item["text"] | trim | replace("í", "i")'),
-        "changes the text",
-    ),
-    "Gemma's own": (PLAIN_GEMMA, "does not ask for English to Spanish"),
-    "swapped languages": (
-        tiny.CHAT_TEMPLATE.replace("source_lang_code", "?")
-        .replace("target_lang_code", "source_lang_code")
-        .replace("?", "target_lang_code"),
-        "does not ask for English to Spanish",
-    ),
-    "no end": (tiny.CHAT_TEMPLATE.replace("<end_of_turn>", ""), "ends a translation without <end_of_turn>"),
-    "forgets the source": (tiny.CHAT_TEMPLATE.replace('~ item["text"] | trim ', ""), "once each"),
-}
-
-
-@pytest.mark.parametrize("fault", TEMPLATES)
-def test_a_template_that_would_train_on_wrong_rows_is_refused(folder: Path, fault: str) -> None:
-    """The template is rendered once at the start and compared with what training will feed."""
-    template, words = TEMPLATES[fault]
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.chat_template = template
-    with pytest.raises(MisconfiguredError, match=words):
-        train_gemma.render_template(tokenizer)
-
-
 def test_a_batch_is_padded_on_the_left_and_learns_the_completion_only(tokenizer: Any) -> None:
     """The completions end together, so that logits are needed for the last columns only; nothing of a prompt is a label."""
-    rows = train_gemma.tokenize(tokenizer, train_gemma.render_template(tokenizer), two_lengths())
+    rows = train_gemma.tokenize(tokenizer, read_template(tokenizer), two_lengths())
     batch = train_gemma.collate(rows, [0, 1], tokenizer.pad_token_id)
     assert not batch["attention_mask"].all()
     for number in (0, 1):
@@ -178,10 +137,10 @@ def test_a_batch_is_padded_on_the_left_and_learns_the_completion_only(tokenizer:
 def test_too_long_pairs_are_left_out_and_told(tokenizer: Any, context: Context) -> None:
     """A translation that is cut teaches to stop too soon."""
     ctx = context()
-    rows = train_gemma.tokenize(tokenizer, train_gemma.render_template(tokenizer), [pair(0), pair(1)])
+    rows = train_gemma.tokenize(tokenizer, read_template(tokenizer), [pair(0), pair(1)])
     longest = int(rows.lengths().max())
     long = TrainingPair("long", "word " * 200, "palabra " * 200, None)
-    mixed = train_gemma.tokenize(tokenizer, train_gemma.render_template(tokenizer), [pair(0), long, pair(1)])
+    mixed = train_gemma.tokenize(tokenizer, read_template(tokenizer), [pair(0), long, pair(1)])
     assert train_gemma.fitting(ctx, mixed, longest, "training").ids == (pair(0).id, pair(1).id)
     assert "1 of 3 training pairs are longer" in notes(ctx)[0]
     with pytest.raises(MisconfiguredError, match="raise it"):
@@ -253,7 +212,7 @@ def test_an_evaluation_does_not_change_the_gradient(folder: Path, tokenizer: Any
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(0, 0.1)  # a fresh adapter's A has no gradient
-    rows = train_gemma.tokenize(tokenizer, train_gemma.render_template(tokenizer), [pair(0), pair(1)])
+    rows = train_gemma.tokenize(tokenizer, read_template(tokenizer), [pair(0), pair(1)])
     batch = train_gemma.collate(rows, [0, 1], tokenizer.pad_token_id)
     before = gradient(model, batch)
     model.eval()
@@ -267,7 +226,7 @@ def test_an_evaluation_does_not_change_the_gradient(folder: Path, tokenizer: Any
 def test_the_loss_is_that_of_the_completion_and_no_padding_changes_it(adapted: PeftModel, tokenizer: Any) -> None:
     """A row's loss alone equals its share in a padded batch, and equals a plain computation over the whole row."""
     adapted.eval()
-    rows = train_gemma.tokenize(tokenizer, train_gemma.render_template(tokenizer), two_lengths())
+    rows = train_gemma.tokenize(tokenizer, read_template(tokenizer), two_lengths())
     token_loss = train_gemma.completion_loss(0.0)
     with torch.no_grad():
         alone = [token_loss(adapted, train_gemma.collate(rows, [index], tokenizer.pad_token_id)) for index in (0, 1)]
@@ -282,7 +241,7 @@ def test_the_loss_is_that_of_the_completion_and_no_padding_changes_it(adapted: P
 
 def test_labels_are_smoothed_in_training_only(adapted: PeftModel, tokenizer: Any) -> None:
     """The dev loss is that of the labels as they are."""
-    rows = train_gemma.tokenize(tokenizer, train_gemma.render_template(tokenizer), [pair(0)])
+    rows = train_gemma.tokenize(tokenizer, read_template(tokenizer), [pair(0)])
     batch = train_gemma.collate(rows, [0], tokenizer.pad_token_id)
     adapted.eval()
     with torch.no_grad():
@@ -339,7 +298,7 @@ def test_the_gate_asks_as_the_training_does(
         return generate(**given)
 
     monkeypatch.setattr(adapted, "generate", watched)
-    template = train_gemma.render_template(tokenizer)
+    template = read_template(tokenizer)
     sources = [PAIRS[0][0], f"{PAIRS[7][0]} and {PAIRS[9][0]}"]
     found = train_gemma.translate(adapted, tokenizer, template, sources, 8)
     assert len(found) == 2
@@ -356,7 +315,7 @@ def test_the_gate_scores_each_translation_against_its_own_verse(
     """Who says every reference has the best score there is, in whatever order the verses come; lower is better."""
     pairs = [TrainingPair(f"v {number}", f"{'so ' * (5 - number)}{en}", es, None) for number, (en, es) in enumerate(PAIRS[::20])]
     answers = {pair.en: pair.es for pair in pairs}
-    template = train_gemma.render_template(tokenizer)
+    template = read_template(tokenizer)
     score = train_gemma.gate(context(), adapted, tokenizer, template, pairs, settings())
     assert score is not None
     monkeypatch.setattr(

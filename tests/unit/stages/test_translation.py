@@ -146,6 +146,20 @@ def test_gemma_is_quantized_and_stops_at_both_ends(models: Path) -> None:
     assert set(ends) == {"<eos>", "<end_of_turn>"}
 
 
+def test_gemma_is_asked_in_its_own_words(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From English into Spanish, in the template's form with one beginning: what the training learned to answer."""
+    gemma = Gemma(Located(str(models / "gemma"), None, "x"), None, Decoding(num_beams=1, max_new_tokens=4))
+    asked = {}
+    generate = gemma.model.generate
+    monkeypatch.setattr(gemma.model, "generate", lambda **given: asked.update(given) or generate(**given))
+    gemma.translate(SOURCES, lambda: None)
+    for row, source in enumerate(SOURCES):
+        content = [{"type": "text", "source_lang_code": "en", "target_lang_code": "es", "text": source}]
+        turns = [{"role": "user", "content": content}]
+        prompt = gemma.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        assert gemma.tokenizer.decode(asked["input_ids"][row][asked["attention_mask"][row].bool()]) == prompt
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft 0.21 still asks for it
 def test_gemma_adapter_changes_translations(models: Path, tmp_path: Path) -> None:
     """With an adapter, the adapter translates and not the base below it."""
@@ -168,7 +182,7 @@ def test_prompt_with_two_starts_is_refused(models: Path, tmp_path: Path) -> None
     folder = shutil.copytree(models / "gemma", tmp_path / "gemma")
     template = folder / "chat_template.jinja"
     template.write_text("{{ bos_token }}" + template.read_text())
-    with pytest.raises(MisconfiguredError, match="2 <bos>"):
+    with pytest.raises(MisconfiguredError, match="puts 2 beginning-of-text"):
         Gemma(Located(str(folder), None, "x"), None, Decoding(1, 12))
 
 
@@ -242,7 +256,9 @@ def test_killed_attempt_translates_nothing_twice(ctx: StageContext, tmp_path: Pa
     translate(again, second, sources, 4, Kept(path), lambda done: None)
     assert sorted(second.done) == sorted(set(sources) - set(first.done[:8]))
     kept = Kept(path)
-    assert {hypothesis.text for hypothesis in kept.by_id.values()} == {source.upper() for source in sources}
+    assert {name: hypothesis.text for name, hypothesis in kept.by_id.items()} == {
+        digest(source): source.upper() for source in sources
+    }
 
     third = Shouting()
     translate(again, third, sources, 4, Kept(path), lambda done: None)
