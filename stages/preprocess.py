@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +38,7 @@ def main(ctx: StageContext) -> Delivery:
     """Clean every recording, keep those that are done, and write one metadata.jsonl over all chunks."""
     settings, workspace = ctx.settings(Preprocess), ctx.workspace
     _check(settings, workspace)
-    paths = _inputs(workspace.raw_audio)
+    paths = _inputs(ctx)
     named = stems(paths)
     _drop_strangers(ctx, workspace.cleaned_audio, set(named.values()))
     records = _records(ctx, settings, named)
@@ -68,11 +69,19 @@ def _check(settings: Preprocess, workspace: Workspace) -> None:
         raise MisconfiguredError("separation_model is named, but kinds = false: music is not looked for; switch kinds on")
 
 
-def _inputs(folder: Path) -> list[Path]:
+def _inputs(ctx: StageContext) -> list[Path]:
+    """The recordings, each once: a copy might be trained on under one name and held out under the other."""
+    folder = ctx.workspace.raw_audio
     paths = recordings(folder) if folder.is_dir() else []
     if not paths:
         raise MisconfiguredError(f"{folder} holds no recording: run the download stage, or put audio files there, then retry")
-    return paths
+    lengths = Counter(path.stat().st_size for path in paths)
+    first: dict[str, Path] = {}
+    for path in sorted(paths, key=lambda path: (len(path.name), path.name)):  # a (1).mp3 is the copy of a.mp3
+        kept = first.setdefault(file_digest(path) if lengths[path.stat().st_size] > 1 else str(path), path)
+        if kept != path:
+            ctx.note(f"{shown(path)} is left out: it is a copy of {shown(kept)}", "warning", file=shown(path))
+    return sorted(first.values())
 
 
 def _drop_strangers(ctx: StageContext, cleaned: Path, stems_now: set[str]) -> None:

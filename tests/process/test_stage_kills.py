@@ -145,7 +145,8 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     workspace.raw_audio.mkdir(parents=True)
     for number in range(6):
         speaker, rate = soundfile.read(AUDIO / f"{SPEAKERS[number % 4]}.flac")
-        soundfile.write(workspace.raw_audio / f"sermon{number}.flac", list(speaker) * 2 if number % 2 else speaker, rate)
+        silence = [0.0] * number  # so that no two are the same file
+        soundfile.write(workspace.raw_audio / f"sermon{number}.flac", [*silence, *speaker, *(speaker if number % 2 else ())], rate)
     return workspace.root
 
 

@@ -301,6 +301,16 @@ def test_a_finished_recording_is_not_done_again(tmp_path: Path) -> None:
     assert (ctx.workspace.cleaned_audio / "a").stat().st_mtime_ns == done
 
 
+def test_a_copy_of_a_recording_is_left_out(tmp_path: Path) -> None:
+    """A sermon that lies there twice is no second one: its chunks cannot stand on both sides of the split."""
+    ctx = context(tmp_path)
+    shutil.copy(good(ctx, "a.flac"), ctx.workspace.raw_audio / "a (1).flac")
+    good(ctx, "b.flac", "river")
+    assert preprocess.main(ctx).metrics["recordings"] == 2.0
+    assert sorted(path.name for path in ctx.workspace.cleaned_audio.iterdir() if path.is_dir()) == ["a", "b"]
+    assert notes(ctx) == ["a (1).flac is left out: it is a copy of a.flac"]
+
+
 def test_chunks_of_a_removed_recording_go(tmp_path: Path) -> None:
     """What is no longer in raw/ is not in cleaned/ either; folders that the stage did not make are left alone."""
     ctx = context(tmp_path)
