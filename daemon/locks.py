@@ -82,11 +82,10 @@ def end_attempts(run: Path) -> None:
 
 
 def _has_open(process: Path, wanted: os.stat_result) -> bool:
-    try:
+    with contextlib.suppress(OSError):  # it ended, or is another user's
         for descriptor in (process / "fd").iterdir():
-            found = descriptor.stat()
-            if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
-                return True
-    except OSError:  # it ended, a descriptor closed, or it is another user's
-        return False
+            with contextlib.suppress(OSError):  # closed meanwhile
+                found = descriptor.stat()
+                if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
+                    return True
     return False

@@ -35,6 +35,20 @@ def test_an_inherited_lock_outlives_the_one_who_took_it(tmp_path):
     assert list(locks.holders(path)) == []
 
 
+def test_a_busy_holder_is_found(tmp_path):
+    """Also while it opens and closes other files, at every look."""
+    path = tmp_path / "lock"
+    handle = locks.take(path)
+    busy = "import os\nprint(flush=True)\nwhile True:\n for file in [os.open('/dev/null', 0) for _ in range(9)]: os.close(file)"
+    with subprocess.Popen([sys.executable, "-c", busy], stdout=subprocess.PIPE, pass_fds=[handle]) as child:
+        os.close(handle)
+        child.stdout.readline()
+        try:
+            assert {tuple(locks.holders(path)) for _ in range(100)} == {(child.pid,)}
+        finally:
+            child.kill()
+
+
 def test_what_cannot_be_opened_is_unknown(tmp_path):
     """Neither alive nor dead."""
     (tmp_path / "loop").symlink_to("loop")
