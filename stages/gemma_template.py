@@ -21,9 +21,11 @@ class Template:
     after: str
 
     def prompt(self, source: str) -> str:
+        """What the model is asked to go on from; with its beginning-of-text token, so it is tokenized without special tokens."""
         return f"{self.before}{source.strip()}{self.between}"
 
     def completion(self, target: str) -> str:
+        """What it is to learn to say: the target and its end."""
         return f"{target.strip()}{self.after}"
 
 
