@@ -8,17 +8,26 @@ import os
 import shutil
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bible_data.alignment import bare, fold
+import bible_data.split
+from bible_data import glossary
+from bible_data.alignment import bare, fold, versification
+from bible_data.books import GENRE, Reference
 from bible_data.build import GLOSSARY, MANIFEST, TEST, TRAIN, Options, build
+from bible_data.cleaning import Cleaned, clean_text
 from bible_data.errors import CorpusError
+from bible_data.licences import Licence
 from bible_data.manifest import Manifest, explain, read_manifest
-from bible_data.sample import ENGLISH, SPANISH
+from bible_data.pairs import Prepared
+from bible_data.sample import ENGLISH, SPANISH, texts
+from bible_data.sources import Text
+from bible_data.writing import glossary_rows
+from tests.unit.bible_data.conftest import database, readme
 
 ROOT = Path(__file__).parents[3]
 OPTIONS = Options(english=ENGLISH, spanish=SPANISH, min_verses=1500)
@@ -49,6 +58,32 @@ def test_a_pair_has_its_keys(built: tuple[Path, Manifest]) -> None:
             assert row["es"].strip() == row["es"] != ""
             assert row["en_source"] in ENGLISH
             assert row["es_source"] in SPANISH
+
+
+def test_a_line_says_what_its_texts_say(built: tuple[Path, Manifest]) -> None:
+    """English under `en` and Spanish under `es`, both of the verse that the line names; so do the lines folded into it."""
+    cleaned = {name: clean_text(verses).verses for name, verses in texts().items()}
+    for row in (*rows(built[0] / TRAIN), *rows(built[0] / TEST)):
+        for place in (row, *row.get("also", ())):
+            reference = Reference(place["book"], place["chapter"], place["verse"])
+            sides = [cleaned[place[f"{side}_source"]][reference] for side in ("en", "es")]
+            assert [fold(row["en"]), fold(row["es"])] == [fold(text) for text in sides]
+            if place is row:
+                assert ([row["en"], row["es"]], row["genre"]) == (sides, GENRE[row["book"]])
+
+
+def test_the_glossary_counts_the_verses_of_train(built: tuple[Path, Manifest]) -> None:
+    """References of the train file that have the term in an English and the equivalent in a Spanish text; none of the test."""
+    known = glossary.Glossary(glossary.load())
+    english, spanish = defaultdict(set), defaultdict(set)
+    for row in rows(built[0] / TRAIN):
+        for place in (row, *row.get("also", ())):
+            reference = place["book"], place["chapter"], place["verse"]
+            english[reference] |= known.english(row["en"])
+            spanish[reference] |= known.spanish(row["es"])
+    counts = known.together((english[reference], spanish[reference]) for reference in english)
+    assert rows(built[0] / GLOSSARY) == known.rows(counts)
+    assert sum(counts.values()) > 1000
 
 
 def test_no_reference_and_no_text_is_on_both_sides(built: tuple[Path, Manifest]) -> None:
@@ -254,6 +289,70 @@ def test_a_shifted_text_stops_the_build(sample_folder: Path, tmp_path: Path) -> 
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     with pytest.raises(CorpusError, match=r"MuestraB is not aligned with SampleA.*Luke 5:"):
         build(source, tmp_path / "out", OPTIONS)
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """Three texts that are the sample's when they are mended: one counts as the Reina-Valera does, one has lost spaces."""
+    spoken = texts()
+    plain = {
+        name: {ref: text for ref, text in spoken[name].items() if ref.book in ("Jonah", "Ruth")} for name in ("SampleA", "MuestraA")
+    }
+    numbers = versification()["SpaRV"]
+    moved = {change.first for change in numbers.values()}
+    counted = {ref: text for ref, text in plain["MuestraA"].items() if ref not in numbers and ref not in moved}
+    counted |= {old: plain["MuestraA"][new.first] for old, new in numbers.items() if old.book == "Jonah"}
+    glued = {ref: text.replace(" of the ", " ofThe ") for ref, text in plain["SampleA"].items()}
+    for language, name, verses in (("en", "Sound", plain["SampleA"]), ("en", "Glued", glued), ("es", "SpaRV", counted)):
+        database(tmp_path / "formats" / "sqlite" / f"{name}.db", name, verses)
+        readme(tmp_path, language, name)
+    return tmp_path
+
+
+def test_pairs_are_of_mended_texts_under_canonical_numbers(published: Path, tmp_path: Path) -> None:
+    """The map and the repair of glued words do not only exist: what is written went through them."""
+    spoken = texts()
+    options = Options(english=("Sound", "Glued"), spanish=("SpaRV",), min_verses=100)
+    manifest = build(published, tmp_path / "out", options)
+    written = [*rows(tmp_path / "out" / TRAIN), *rows(tmp_path / "out" / TEST)]
+    for row in written:
+        reference = Reference(row["book"], row["chapter"], row["verse"])
+        assert fold(row["en"]) == fold(spoken["SampleA"][reference])
+        assert row["es"] == spoken["MuestraA"][reference]
+    found = {(row["book"], row["chapter"], row["verse"]) for row in written}
+    assert {("Jonah", 1, 17), ("Jonah", 2, 8), ("Jonah", 2, 11)} <= found
+    assert found.isdisjoint({("Jonah", 2, 9), ("Jonah", 2, 10)})  # these two are one verse there
+    assert next(text for text in manifest.texts if text.name == "Glued").changed["glued_words"] >= 10
+
+
+def test_a_split_that_leaks_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes wrong in the split: the finished sets are looked at once more, and two that share a text stop the build."""
+    for language, name in (("en", "SampleA"), ("es", "MuestraA")):
+        spoken = {ref: text for ref, text in texts()[name].items() if ref.book == "Ruth"}
+        twice = {ref: spoken[ref._replace(verse=ref.verse - (ref.verse + 1) % 2)] for ref in spoken}
+        database(tmp_path / "formats" / "sqlite" / f"{name}.db", name, twice)
+        readme(tmp_path, language, name)
+    options = Options(english=("SampleA",), spanish=("MuestraA",), min_verses=50)
+    assert build(tmp_path, tmp_path / "sound", options).pairs.test == 8
+    monkeypatch.setattr(bible_data.split, "join_same", lambda *_: None)
+    monkeypatch.setattr(bible_data.split, "join_near", lambda *_: None)
+    with pytest.raises(CorpusError, match="hold the same text"):
+        build(tmp_path, tmp_path / "out", options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("english", "spanish"), [("Grace.", "Un río."), ("A river.", "¡Gracia!")])
+def test_a_glossary_term_that_is_a_test_verse_is_refused(english: str, spanish: str) -> None:
+    """The pair would give the verse's answer away, in either language; of a train verse it may be the whole."""
+    reference = Reference("Mark", 1, 1)
+    sides = []
+    for verse in (english, spanish):
+        text = Text("A", "en", "", 0, "", Licence("", "", ""), {}, 1, 0)
+        sides.append([Prepared(text, Cleaned({}), {reference: verse}, {reference: fold(verse)}, 0, Counter())])
+    known = glossary.Glossary(glossary.load())
+    with pytest.raises(CorpusError, match="'grace' is a whole verse of the test set"):
+        glossary_rows(known, (sides[0], sides[1]), [], [reference])
+    assert len(glossary_rows(known, (sides[0], sides[1]), [reference], [])) == len(known.pairs)
 
 
 def test_it_loads_fast_and_light() -> None:

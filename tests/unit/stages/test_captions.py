@@ -77,7 +77,7 @@ def test_what_is_no_caption_file_has_no_words(tmp_path: Path, content: str) -> N
 
 def test_the_captions_of_a_recording_are_found_by_name(tmp_path: Path) -> None:
     """The language asked for, the original before a variant; never another recording's or another language's."""
-    for name in ("001_a.flac", "001_a.es.vtt", "001_a.part.vtt", "001_ab.en.vtt", "001_a.en.ttml"):
+    for name in ("001_a.flac", "001_a.es.vtt", "001_a.part.vtt", "001_ab.en.vtt", "001_b.en.vtt", "001_a.en.ttml"):
         (tmp_path / name).touch()
     assert captions.find(tmp_path, "001_a", "en") is None
     for name in ("001_a.en-GB.vtt", "001_a.vtt", "001_a.en.srt"):

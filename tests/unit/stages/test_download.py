@@ -5,15 +5,19 @@ from __future__ import annotations
 import email.message
 import errno
 import io
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import yt_dlp
 from yt_dlp.networking import Response
 from yt_dlp.networking.exceptions import HTTPError, IncompleteRead, TransportError
 from yt_dlp.utils import DownloadError, ExtractorError, UnsupportedError
 
-from stages.listing import entries
+from stages import download
+from stages.download import Info
+from stages.listing import Entry, entries
 from stages.site_errors import BrokenError, CaptionError, GoneError, OfflineError, RefusedError, site_error
 from state.contract import DiskFullError, StopRequested
 
@@ -113,3 +117,24 @@ def test_odd_answers_are_survived() -> None:
 def test_the_version_is_one_without_the_link_file_hole() -> None:
     """CVE-2026-55404 is mended since 2026.7.4 (and no link files are written anyway)."""
     assert tuple(map(int, yt_dlp.version.__version__.split(".")[:3])) >= (2026, 7, 4)
+
+
+def test_only_a_whole_recording_is_had(tmp_path: Path) -> None:
+    """Its info is there, and its file beside it has the size that the info says; else it is fetched again."""
+    entry = Entry(index=1, stem="001_a", url="http://127.0.0.1:1/a")
+    info = Info(
+        id="a", title="A", url="", extractor="Generic", file="001_a.m4a", size_bytes=10, sha256="", duration=1.0, decoded_s=1.0
+    )
+    sound, beside = tmp_path / info.file, tmp_path / "001_a.info.json"
+    assert download._had(tmp_path, entry) is None
+    beside.write_bytes(msgspec.json.encode(info))
+    assert download._had(tmp_path, entry) is None
+    sound.write_bytes(b"0123456789")
+    assert download._had(tmp_path, entry) == info
+    sound.write_bytes(b"01234")
+    assert download._had(tmp_path, entry) is None
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / beside.name).write_bytes(
+        msgspec.json.encode(msgspec.structs.replace(info, file="../001_a.m4a", size_bytes=5))
+    )
+    assert download._had(tmp_path / "raw", entry) is None

@@ -13,12 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stages import eval_results, evaluate
-from stages.comet_scores import SETUP, CometScores, comet_python
+from stages import eval_results, evaluate, scoring
+from stages.comet_scores import SETUP, CometScores, LeftOut, comet_python
 from stages.comet_scores import row as comet_row
 from stages.eval_results import EvalResults
 from stages.runtime import StageContext
 from stages.tiny import make_marian
+from stages.translation import Decoding, Marian, locate
 from state.contract import MisconfiguredError, Spec, StopRequested
 from state.workspace import Workspace
 
@@ -133,7 +134,41 @@ def test_kept_translations_show_each_sentence(workspace: Workspace) -> None:
     kept = eval_results.read_translations(workspace, results(workspace).labels["before"].models["marian"])
     assert kept is not None
     assert len(kept) == 48
-    assert all(len(one.references) == 2 and set(one.scores) == {"bleu", "chrf"} for one in kept)
+    for one in kept:
+        alone = scoring.statistics([one.sentence], [one.hypothesis])
+        own = {name: scoring.sentence_scores(name, alone)[0] for name in scoring.STATISTICS}
+        assert (len(one.references), one.scores) == (2, pytest.approx(own, abs=1e-5))
+
+
+def test_each_sentence_has_its_own_translation(workspace: Workspace) -> None:
+    """Sorted, batched, decoded, merged back: what stands beside a source is what the model says to it alone, in both sets."""
+    evaluate.main(context(workspace, forgetting=True, models=tuned(), max_references=12))
+    row = results(workspace).labels["before"].models["marian"]
+    assert row.general is not None
+    alone = Marian(locate(context(workspace, attempt=2), "models/tuned", "marian"), Decoding(1, 8))
+    verses, general = (eval_results.read_translations(workspace, part) for part in (row, row.general))
+    assert len({one.hypothesis for one in verses or ()}) > 10
+    for one in (*(verses or ()), *(general or ())[::20]):
+        assert [one.hypothesis] == [text for text, _tokens in alone.translate([one.source], lambda: None)], one.source
+
+
+def test_empty_translations_are_counted_and_told(workspace: Workspace) -> None:
+    """Their number stands in the row, what was said stands beside its source, and many of them are a warning."""
+    ctx = context(workspace)
+    asked = ctx.settings(evaluate.Evaluate)
+    _test_set, sentences = evaluate.read_test_set(ctx, asked)
+    texts = ["" if 3 <= number < 6 else one.references[0] for number, one in enumerate(sentences)]
+    speed = eval_results.Speed(seconds=0.0, tokens=0, sentences=0, tokens_per_s=0.0, sentences_per_s=0.0)
+    one = evaluate.Translated(asked.models[0], "x", texts, speed, "cpu", "", 0)
+    left_out = LeftOut("not asked for")
+    row = evaluate.write_row(ctx, "before", evaluate.Work(sentences, [], False), one, left_out, left_out, evaluate.Meter(ctx, 1))
+    assert (row.empty_hypotheses, row.faults.empty) == (3, 3)
+    assert notes(ctx) == ["marian: 3 of 48 translations are empty"]
+    kept = eval_results.read_translations(workspace, row)
+    assert kept is not None
+    assert [(one.source, one.hypothesis) for one in kept] == [
+        (one.source, text) for one, text in zip(sentences, texts, strict=True)
+    ]
 
 
 def test_intervals_and_faults_stand_beside_the_scores(workspace: Workspace) -> None:
@@ -186,6 +221,50 @@ def test_verdict_and_terms_stand_in_the_comparison(workspace: Workspace) -> None
     assert found.verdict.startswith("marian is ")
     assert found.verdict.count(".\n") == 0
     assert set(found.overall) == {"bleu", "chrf", "terms"}
+
+
+def test_a_model_that_learned_all_is_better_everywhere(workspace: Workspace) -> None:
+    """After a training that made every translation its reference: better in each metric and genre, terms gained and none lost.
+
+    The way back is a loss of the same size. On general sentences it is the same.
+    """
+    evaluate.main(context(workspace, forgetting=True, max_references=20))
+    before = results(workspace).labels["before"]
+    row = before.models["marian"]
+    assert row.general is not None
+    changed = {}
+    for name, part in (("verses", row), ("general", row.general)):
+        sentences = [one.sentence for one in eval_results.read_translations(workspace, part) or ()]
+        texts = [one.references[0] for one in sentences]
+        path = workspace.metrics / "translations" / "after" / f"{name}.jsonl"
+        eval_results.write_translations(path, sentences, texts, scoring.statistics(sentences, texts))
+        changed[name] = eval_results.relative(workspace, path)
+    general = msgspec.structs.replace(row.general, translations=changed["general"])
+    learned = msgspec.structs.replace(row, identity="another", translations=changed["verses"], general=general)
+    after = msgspec.structs.replace(before, label="after", models={"marian": learned})
+    found = eval_results.compare_labels(workspace, before, after, lambda: None).models["marian"]
+    for deltas in (found.overall, found.general, *found.genres.values()):
+        assert all(change.delta > 0 and change.after == pytest.approx(100) for change in deltas.values())
+    kept = eval_results.read_translations(workspace, row) or ()
+    sides = ([one.hypothesis for one in kept], [one.references[0] for one in kept])
+    by_verse = scoring.compare(
+        *(scoring.statistics([one.sentence for one in kept], side) for side in sides),
+        [one.sentence.verse_reference for one in kept],
+    )
+    assert found.overall["chrf"] == by_verse["chrf"]  # whole verses are drawn: editions of one rise and fall together
+    for genre, deltas in found.genres.items():
+        own = [one for one in kept if one.genre == genre]
+        alone = scoring.statistics([one.sentence for one in own], [one.hypothesis for one in own])
+        assert deltas["chrf"].before == pytest.approx(scoring.corpus_score("chrf", alone))
+        assert deltas["chrf"].before == pytest.approx(row.genres[genre].chrf, abs=1e-4)
+        assert row.genres[genre].sentences == before.test_set.genres[genre] < row.scores.sentences
+    assert found.general["chrf"].before == pytest.approx(row.general.scores.chrf, abs=1e-4)
+    assert "marian is better than before" in found.verdict
+    assert sum(found.terms_gained.values()) > 20
+    assert found.terms_lost == {}
+    back = eval_results.compare_labels(workspace, after, before, lambda: None).models["marian"]
+    assert (back.terms_gained, back.terms_lost) == ({}, found.terms_gained)
+    assert back.overall["bleu"].delta == pytest.approx(-found.overall["bleu"].delta)
 
 
 def test_progress_ends_at_its_total(workspace: Workspace) -> None:

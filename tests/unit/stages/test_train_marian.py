@@ -17,6 +17,7 @@ from stages import marian_ct2, train_marian
 from stages.marian_tokens import TokenTable, encode, slow_ids, tokenize
 from stages.runtime import Delivery, StageContext
 from stages.tiny import make_marian
+from stages.training import Recipe
 from stages.verse_pairs import TrainingPair
 from state.contract import Event, MisconfiguredError, Note, Spec, StopRequested
 from state.durable import file_digest
@@ -244,6 +245,44 @@ def test_rows_are_kept(tmp_path: Path, model_folder: Path) -> None:
     made.glossary_pairs.write_bytes(b"")
     assert train_marian.prepare(context(made, attempt=4), settings, tokenizer).facts.glossary == 0
     assert len(list(context(made).scratch().glob("rows-*"))) == 3
+
+
+class Handed(Exception):
+    """What the training was asked to do."""
+
+
+def test_the_training_gets_each_pair_and_the_dev_set_none_of_them(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """English in and Spanish out, of the pair that the example's name says; dev is of other verses, the glossary is learned."""
+    made = workspace(tmp_path, model_folder)
+    texts = {
+        f"Ezra {1 + number // 10}:{1 + number % 10} A>{edition}": pair
+        for edition in ("X", "Y")
+        for number, pair in enumerate(PAIRS)
+    } | {"glossary 0 #0": ("grace", "gracia"), "glossary 1 #0": ("faith", "fe")}
+
+    def handed(_ctx: StageContext, _settings: TrainMarian, recipe: Recipe) -> None:
+        raise Handed(recipe)
+
+    monkeypatch.setattr(train_marian, "train", handed)
+    with pytest.raises(Handed) as caught:
+        train_marian.main(context(made))
+    recipe = caught.value.args[0]
+    tokenizer = MarianTokenizer.from_pretrained(model_folder)
+    names = []
+    for part in (recipe.train, recipe.dev):
+        names.append([example.id for example in part.examples])
+        batch = part.collate(range(len(part.examples)))
+        for row, name in enumerate(names[-1]):
+            english, spanish = texts[name]
+            seen = batch["input_ids"][row][batch["attention_mask"][row].bool()]
+            learned = batch["labels"][row][batch["labels"][row] != train_marian.IGNORED]
+            assert seen.tolist() == tokenizer(english)["input_ids"]
+            assert learned.tolist() == tokenizer(text_target=spanish)["input_ids"]
+    verses = [{name.split()[1] for name in side if not name.startswith("glossary")} for side in names]
+    assert verses[0].isdisjoint(verses[1])
+    assert (len(verses[1]), sum(name.startswith("glossary") for name in names[0])) == (8, 2)
 
 
 def test_collate_shifts_and_pads() -> None:
