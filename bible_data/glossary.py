@@ -1,8 +1,8 @@
 """The project's own glossary of English-Spanish theological terms, and where its terms occur.
 
 Terms match whole words ("Eve" is not in "evening") whatever their case and, in Spanish, their accents, since older
-editions write them otherwise; ñ stays a letter of its own. A term is a constraint for a sentence pair only where the
-Spanish side really has one of its equivalents: whoever asks for "alianza" where the reference says "pacto" teaches a lie.
+editions write them otherwise; ñ stays a letter of its own. A pair bears a term out only where its Spanish side really has one of
+the equivalents: whoever asks for "alianza" where the reference says "pacto" teaches a lie.
 """
 
 from __future__ import annotations
@@ -27,15 +27,6 @@ class Term:
     english: tuple[str, ...]
     spanish: tuple[tuple[str, ...], ...]
     """Equivalents, the usual one first, each with its forms; several where the Bible itself has several."""
-
-
-@dataclass(frozen=True)
-class Constraint:
-    """A term that a sentence pair bears out."""
-
-    english: str
-    spanish: str
-    """The equivalent that the Spanish sentence has, in the form that is taught."""
 
 
 def load(text: str | None = None) -> tuple[Term, ...]:
@@ -113,16 +104,6 @@ class Glossary:
     def spanish(self, sentence: str) -> set[int]:
         """Places in `pairs` of the equivalents that a Spanish sentence contains."""
         return self._spanish.find(words(sentence))
-
-    def constraints(self, english: str, spanish: str) -> list[Constraint]:
-        """The terms of the English sentence of which the Spanish one has an equivalent, in the glossary's order."""
-        there = self.spanish(spanish)
-        return [
-            Constraint(self.terms[number].english[0], self.pairs[place][1][0])
-            for number in sorted(self.english(english))
-            for place in self._places[number]
-            if place in there
-        ]
 
     def together(self, verses: Iterable[tuple[set[int], set[int]]]) -> Counter[int]:
         """Place in `pairs` -> verses that have both the term and the equivalent, from (`english`, `spanish`) of each verse."""

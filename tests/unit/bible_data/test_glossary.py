@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bible_data.errors import CorpusError
-from bible_data.glossary import Constraint, Finder, Glossary, Term, load, words
+from bible_data.glossary import Finder, Glossary, Term, load, words
 
 TERMS = load()
 ENGLISH = re.compile(r"[A-Za-z][A-Za-z' -]*[A-Za-z]|[A-Za-z]")
@@ -79,15 +79,6 @@ def test_no_term_is_found_inside_a_word(term: Term, letter: str) -> None:
     if f"{form}{letter}".lower() not in {other.lower() for other in term.english}:
         assert glossary.english(f"{form}{letter}") == set()
     assert glossary.english(f"{letter}{form}") == set()
-
-
-def test_a_constraint_needs_both_sides() -> None:
-    """The equivalent that the Spanish sentence has, and none where it has none."""
-    glossary = Glossary([Term("law", ("covenant", "covenants"), (("pacto", "pactos"), ("alianza", "alianzas")))])
-    assert glossary.constraints("The covenants stand.", "Los pactos quedan.") == [Constraint("covenant", "pacto")]
-    assert glossary.constraints("The covenant stands.", "La ALIANZA queda.") == [Constraint("covenant", "alianza")]
-    assert glossary.constraints("The covenant stands.", "Queda en pie.") == []
-    assert glossary.constraints("It stands.", "El pacto queda.") == []
 
 
 def test_rows_tell_rank_and_evidence() -> None:
