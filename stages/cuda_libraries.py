@@ -2,7 +2,8 @@
 
 CTranslate2 4.8 opens `libcublas.so.12` by name (faster-whisper #1431, CTranslate2 #1933). The package nvidia-cublas-cu12 puts
 it into site-packages, where the loader does not look. Loading it by path first is enough: the loader then finds it by its
-soname. Only the stage that runs CTranslate2 does so, in its own process, and that process never imports torch.
+soname. The transcription does so in a process that never imports torch; the evaluation does it beside torch, after a trial in a
+process of its own (`stages.quick_marian`).
 """
 
 from __future__ import annotations

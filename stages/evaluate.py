@@ -21,6 +21,7 @@ import numpy as np
 from stages import comet_scores, eval_results, faults, forgetting, quick_marian, scoring, terms
 from stages.comet_scores import CometScores, LeftOut, comet_python
 from stages.eval_results import Comet, EvalResults, General, LabelResults, ModelRow, Scores, Speed, TestSet
+from stages.loading import free_memory
 from stages.runtime import Delivery, StageContext, out_of_memory, run
 from stages.scoring import Pair, Sentence, digest
 from stages.translation import (
@@ -32,7 +33,6 @@ from stages.translation import (
     identity,
     load,
     locate,
-    release,
     translate,
 )
 from state.contract import MisconfiguredError, StageError, StopRequested
@@ -118,7 +118,7 @@ def main(ctx: StageContext) -> Delivery:
                 raise
             left_out[row.name] = f"row left out: {error}"
             ctx.note(f"{row.name}: {left_out[row.name]}", level="warning", model=row.name)
-        release()
+        free_memory()
         meter.beat(len(work.sources))
     quick_marian.forget(ctx)
 

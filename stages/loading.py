@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import json
 import os
 import re
@@ -110,6 +111,15 @@ def claim_device(gpu_share: float = GPU_SHARE) -> torch.device:
         return torch.device("cpu")
     torch.cuda.set_per_process_memory_fraction(gpu_share, 0)
     return torch.device("cuda", 0)
+
+
+def free_memory() -> None:
+    """Give back to the device what a dropped model or a failed batch held."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -60,7 +60,6 @@ PROGRESS_EVERY_S = 0.5
 MAX_CAUSES = 20
 
 S = TypeVar("S", bound=msgspec.Struct)
-T = TypeVar("T")
 
 NETWORK_TYPES = frozenset(
     {
@@ -316,13 +315,6 @@ def network_is_away(error: BaseException) -> bool:
     if isinstance(status, int):
         return status == 429 or status >= 500
     return not NETWORK_TYPES.isdisjoint(base.__name__ for base in type(error).__mro__)
-
-
-def stoppable(context: StageContext, items: Iterable[T]) -> Iterable[T]:
-    """`items`, raising StopRequested between two of them once a stop was asked for."""
-    for item in items:
-        context.check_stop()
-        yield item
 
 
 def _listen(context: StageContext) -> None:

@@ -26,6 +26,7 @@ from stages.gemma_template import Template, read_template
 from stages.loading import claim_device, loading, resolve_model
 from stages.pair_choice import choose, read_sermons
 from stages.runtime import Delivery, StageContext, run
+from stages.shrinking import Shrinking
 from stages.training import Batch, Data, Example, Recipe, digest, summed_loss, train
 from stages.verse_pairs import TrainingPair, data_lines, fold, read_glossary, read_verses, split_dev
 from state.contract import MisconfiguredError
@@ -354,15 +355,15 @@ def gate(
     if not pairs:
         return None
     ordered = sorted(pairs, key=lambda pair: (len(pair.en), pair.id))
-    size = ctx.spec.batch.eval_batch or GATE_BATCH
+    batches = Shrinking(ctx, ctx.spec.batch.eval_batch or GATE_BATCH, "dev example")
+
+    def translated(batch: Sequence[TrainingPair]) -> list[str]:
+        ctx.check_stop()
+        ctx.quiet(GATE_QUIET_S, f"translating {len(ordered)} dev examples")
+        return translate(model, tokenizer, template, [pair.en for pair in batch], settings.max_tokens)
 
     def score() -> float:
-        found: list[str] = []
-        for start in range(0, len(ordered), size):
-            ctx.check_stop()
-            ctx.quiet(GATE_QUIET_S, f"{len(found)} of {len(ordered)} dev examples translated")
-            batch = ordered[start : start + size]
-            found.extend(translate(model, tokenizer, template, [pair.en for pair in batch], settings.max_tokens))
+        found = [text for _pair, text in batches.run(ordered, translated)]
         return -float(CHRF(word_order=2).corpus_score(found, [[pair.es for pair in ordered]]).score)
 
     return score

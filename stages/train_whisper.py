@@ -27,6 +27,7 @@ from stages import replay as general_speech
 from stages.loading import claim_device, loading, resolve_model
 from stages.recordings import NotAudioError, decode
 from stages.runtime import Delivery, StageContext, run
+from stages.shrinking import Shrinking
 from stages.speech_rows import Row, choose_replay, read_rows, replay_count, row_lines, sample, split_by_source
 from stages.training import Batch, Data, Example, Recipe, digest, summed_loss, train
 from state.contract import MisconfiguredError
@@ -323,16 +324,18 @@ def hear(
 ) -> dict[str, str]:
     """What the model hears in each row, by id: greedy, without timestamps, at most twice the longest label of a batch."""
     heard = {one.id: one.text for one in _kept(kept)}
-    size = max(1, settings.micro_batch or ctx.spec.batch.eval_batch or 8)
+    batches = Shrinking(ctx, ctx.spec.batch.eval_batch or settings.micro_batch or 8, "held-out chunk")
     ordered = sorted((row for row in rows if row.id not in heard), key=lambda row: (len(row.text), row.id))
     model.eval()
-    for start in range(0, len(ordered), size):
+
+    def transcribed(batch: Sequence[Row]) -> list[str]:
         ctx.check_stop()
         ctx.quiet(DECODE_QUIET_S, f"{len(heard)} of {len(rows)} held-out chunks heard")
-        batch = ordered[start : start + size]
-        for row, text in zip(batch, _transcribe(model, labels, batch), strict=True):
-            append_durably(kept, msgspec.json.encode(Heard(row.id, text)))
-            heard[row.id] = text
+        return _transcribe(model, labels, batch)
+
+    for row, text in batches.run(ordered, transcribed):
+        append_durably(kept, msgspec.json.encode(Heard(row.id, text)))
+        heard[row.id] = text
     return heard
 
 

@@ -81,7 +81,11 @@ def _drive(ctx: StageContext, settings: Training, recipe: Recipe, loop: Loop, ch
 
     ctx.quiet(600, "preparing the training")
     try:
-        build(ctx, settings, recipe, loop, checkpoint).train()
+        trainer = build(ctx, settings, recipe, loop, checkpoint)
+        try:
+            trainer.train()
+        finally:  # else what is done with the model later would compute in bfloat16, but not in an attempt that only delivers
+            trainer.accelerator.unwrap_model(recipe.model, keep_fp32_wrapper=False)
     except NothingLeft:
         return
     except BaseException:

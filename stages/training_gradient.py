@@ -9,7 +9,6 @@ again with the same random numbers: no step is lost and the effective batch stay
 from __future__ import annotations
 
 import contextlib
-import gc
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 
 from stages.data_order import cut
+from stages.loading import free_memory
 from stages.recipe import Batch, Data, Recipe
 from stages.runtime import StageContext, out_of_memory
 from stages.training_rules import step_seed
@@ -161,13 +161,6 @@ def drop_gradients(model: torch.nn.Module) -> None:
     """Forget all gradients, and their memory."""
     for parameter in model.parameters():
         parameter.grad = None
-
-
-def free_memory() -> None:
-    """Give what is no longer used back to the device."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def seed_everything(seed: int) -> None:

@@ -41,7 +41,6 @@ METADATA = "metadata.jsonl"
 WINDOW = 512
 LOAD_S = 1800.0
 """large-v3 is 3 GB: the first load may have to fetch it."""
-BATCH_S = 600.0
 TOKENS_PER_S = 12.0
 """Fast speech has 5: a decoder in a loop is stopped early."""
 MAX_TOKENS = 224

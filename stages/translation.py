@@ -11,7 +11,6 @@ speed are those generated, without padding.
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import time
 from collections import deque
@@ -35,7 +34,7 @@ from transformers import __version__ as transformers_version
 from transformers.utils import cached_file
 
 from stages.gemma_template import END_OF_TURN, read_template
-from stages.loading import claim_device, is_folder, loading, resolve_model
+from stages.loading import claim_device, free_memory, is_folder, loading, resolve_model
 from stages.runtime import StageContext, out_of_memory
 from stages.scoring import digest
 from state.contract import MisconfiguredError, OutOfMemoryError
@@ -294,13 +293,6 @@ def _end_ids(tokenizer: Any) -> list[int]:
     return sorted(ends)
 
 
-def release() -> None:
-    """Give back what a dropped model or a failed batch held."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
 # -- keeping
 
 
@@ -393,7 +385,7 @@ def translate(
         started = time.monotonic()
         found = _try_batch(backend, batch, tick)
         if found is None:
-            release()
+            free_memory()
             queue = _smaller(batch, queue, _halved(ctx, batch))
             continue
         seconds = round(time.monotonic() - started, 6)

@@ -360,3 +360,22 @@ def test_after_backward_masks_the_gradient(tmp_path: Path) -> None:
 
     train(context(tmp_path), SETTINGS, changed(plan, after_backward=mask))
     assert torch.equal(plan.model.words.weight[3], row)
+
+
+def test_after_a_training_in_bfloat16_the_model_computes_in_its_own_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trainer's autocast would stay in the model's forward; an attempt that only delivers has none."""
+    from stages import training_adapter
+
+    arguments = training_adapter._arguments
+    monkeypatch.setattr(training_adapter, "bf16", lambda _settings: True)
+    monkeypatch.setattr(training_adapter, "_arguments", lambda *given: {**arguments(*given), "use_cpu": True})
+    tokens, dtypes = torch.tensor([[1, 2, 3, 4]]), set()
+    model = tiny_model()
+    model.out.register_forward_hook(lambda _module, _inputs, output: dtypes.add(output.dtype))
+    train(context(tmp_path), SETTINGS, recipe(model))
+    assert torch.bfloat16 in dtypes
+    plain = tiny_model()
+    plain.load_state_dict(model.state_dict())
+    assert torch.equal(model.eval()(tokens), plain.eval()(tokens))
