@@ -110,10 +110,15 @@ def test_surround_sound_keeps_its_channels(tmp_path: Path, kind: str, channels: 
 @settings(max_examples=80, deadline=None)
 @given(st.sampled_from(sorted(FORMATS)), st.floats(0.0, 1.0), st.integers(1, 2000))
 def test_a_file_cut_anywhere_is_found_out(kind: str, share: float, last_bytes: int) -> None:
-    """Whatever container, wherever the cut, near the end too: it cannot be read, or the loss is told."""
+    """Whatever container, wherever the cut, near the end too: it cannot be read, or the loss is told.
+
+    An mp3 without a header that ends between two of its frames is a whole shorter one; only the site's word could tell.
+    """
     data = encoded(kind, FORMATS[kind][3][-1], 1, 4.0)
     with tempfile.TemporaryDirectory() as folder:
         for kept in (int(share * (len(data) - 1)), len(data) - last_bytes):
+            if kind == "mp3" and data[kept] == 0xFF and data[kept + 1] >= 0xE0:
+                continue
             path = written(Path(folder), f"a.{kind}", data[:kept])
             try:
                 fault = recordings.decoded_fault(path, recordings.decoded_duration(path))
