@@ -26,7 +26,7 @@ from transformers import (
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.quantizers import AutoHfQuantizer
 
-from stages import tiny, train_gemma
+from stages import four_bit, tiny, train_gemma
 from stages.footprint import PUBLISHED
 from state.settings import TrainGemma
 
@@ -70,7 +70,7 @@ def gemma(folder: Path, name: str, *, real: bool) -> None:
 def quantized_gemma(source: str, settings: TrainGemma, device: torch.device) -> Any:
     """As `train_gemma.load_model`, with random weights in the shape that `source` describes."""
     dtype = torch.bfloat16 if settings.bf16 else torch.float32
-    quantization = train_gemma.four_bit(dtype)
+    quantization = four_bit.nf4(dtype)
     with init_empty_weights(include_buffers=False):
         model = Gemma3ForConditionalGeneration(AutoConfig.from_pretrained(source))
     model = replace_with_bnb_linear(model, modules_to_not_convert=["lm_head"], quantization_config=quantization)

@@ -160,7 +160,8 @@ def score(model: Any, chunk: list[dict[str, str]], batch: int, gpus: int) -> tup
         try:
             return model.predict(samples, batch_size=batch, gpus=gpus, num_workers=0, progress_bar=False).scores, batch
         except (RuntimeError, MemoryError) as error:
-            if "memory" not in str(error).lower() and not isinstance(error, MemoryError):
+            said = str(error).lower()  # CUBLAS_STATUS_ALLOC_FAILED is one, too
+            if not (isinstance(error, MemoryError) or "memory" in said or "alloc_failed" in said):
                 raise
             print(f"out of memory at batch {batch}", file=sys.stderr)
         if batch == 1:

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel, get_peft_model
 from sacrebleu.metrics.chrf import CHRF
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, Gemma3ForConditionalGeneration
+from transformers import AutoConfig, AutoTokenizer, Gemma3ForConditionalGeneration
 
 from stages import footprint
+from stages.four_bit import keep_layout, nf4
 from stages.gemma_template import Template, read_template
 from stages.loading import claim_device, loading, resolve_model
 from stages.pair_choice import choose, read_sermons
@@ -253,13 +254,6 @@ def completion_loss(smoothing: float) -> Any:
 # -- the model
 
 
-def four_bit(dtype: torch.dtype) -> BitsAndBytesConfig:
-    """NF4 with double quantization, computing in `dtype`."""
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
-
-
 def load_model(source: str, settings: TrainGemma, device: torch.device) -> Any:
     """The base model on `device`, in NF4 unless the settings say otherwise, with every parameter frozen."""
     dtype = torch.bfloat16 if settings.bf16 else torch.float32
@@ -268,7 +262,7 @@ def load_model(source: str, settings: TrainGemma, device: torch.device) -> Any:
             source,
             dtype=dtype,
             device_map={"": device.index or 0 if device.type == "cuda" else "cpu"},
-            quantization_config=four_bit(dtype) if settings.load_in_4bit else None,
+            quantization_config=nf4(dtype) if settings.load_in_4bit else None,
         )
     freeze(model)
     return model
@@ -286,17 +280,6 @@ def freeze(model: Any) -> None:
         if parameter.ndim == 1 and parameter.is_floating_point():
             parameter.data = parameter.data.to(torch.float32)
     model.config.use_cache = False
-
-
-def keep_layout(model: nn.Module) -> None:
-    """Forbid bitsandbytes to repack 4-bit weights at the first evaluation on a CPU with AVX512-BF16.
-
-    Measured with bitsandbytes 0.50.2: repacked layers lose their double quantization, and in later training steps they
-    pass no gradient on to the layers below, without an error.
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
 
 
 def quantizable(model: nn.Module) -> int:

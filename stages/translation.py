@@ -23,7 +23,6 @@ import msgspec
 import torch
 from transformers import (
     AutoTokenizer,
-    BitsAndBytesConfig,
     Gemma3ForConditionalGeneration,
     MarianMTModel,
     MarianTokenizer,
@@ -33,6 +32,7 @@ from transformers import (
 from transformers import __version__ as transformers_version
 from transformers.utils import cached_file
 
+from stages.four_bit import keep_layout, nf4
 from stages.gemma_template import END_OF_TURN, read_template
 from stages.loading import claim_device, free_memory, is_folder, loading, resolve_model
 from stages.runtime import StageContext, out_of_memory
@@ -210,15 +210,12 @@ class Gemma:
     def __init__(self, model: Located, adapter: Located | None, decoding: Decoding) -> None:
         self.device, self.engine = claim_device().type, f"transformers {transformers_version}, NF4"
         compute = torch.bfloat16 if self.device == "cuda" else torch.float32
-        four_bit = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
-        )
         with loading(model.path):
             self.tokenizer: Any = AutoTokenizer.from_pretrained(model.path, revision=model.revision, padding_side="left")
             self.model: Any = Gemma3ForConditionalGeneration.from_pretrained(
-                model.path, revision=model.revision, quantization_config=four_bit, dtype=compute, device_map={"": self.device}
+                model.path, revision=model.revision, quantization_config=nf4(compute), dtype=compute, device_map={"": self.device}
             )
-        _plain_on_cpu(self.model)
+        keep_layout(self.model)
         if adapter is not None:
             self.model = _with_adapter(self.model, adapter)
         self.model.eval()
@@ -274,17 +271,6 @@ def _with_adapter(model: Any, adapter: Located) -> Any:
 
     with loading(adapter.path):
         return PeftModel.from_pretrained(model, adapter.path, revision=adapter.revision)
-
-
-def _plain_on_cpu(model: Any) -> None:
-    """Keep bitsandbytes from repacking the weights for AVX512-BF16.
-
-    The repacked form rounds the scales to bfloat16, so that results would depend on the CPU, and it fails for layers whose
-    width is no multiple of 64.
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
 
 
 def _end_ids(tokenizer: Any) -> list[int]:
