@@ -56,7 +56,7 @@ def speech_spans(
                 found.append((start, quiet_since))
                 start = quiet_since = None
     if start is not None:
-        found.append((start, samples if quiet_since is None else quiet_since))
+        found.append((start, samples))  # as with Silero's own: silence that the end cuts short is none
     return _padded([(a, min(b, samples)) for a, b in found if min(b, samples) - a >= speech_s * RATE], samples, int(pad_s * RATE))
 
 

@@ -415,6 +415,7 @@ def at_home(monkeypatch):
     return use
 
 
+@pytest.mark.slow
 def test_what_was_fetched_loads_without_a_hub(marian, tmp_path, at_home):
     """The command tells each model on a line, and which licence to accept (exit code 1); once all is here the hub may be gone: the
     next call says so, and the stage's own loading code loads tokenizer and weights by the hub's name."""

@@ -76,6 +76,7 @@ def folder_digest(path: Path) -> str:
 # -- download
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kills", KILLS)
 def test_download(forks: Forks, tmp_path: Path, kills: int) -> None:
     """Unit: a recording, and the listing. The server's log: of what was finished at a kill, nothing is asked for again."""

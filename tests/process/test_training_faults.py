@@ -65,6 +65,7 @@ def delivered(root: Path) -> torch.Tensor:
     return torch.cat([found[name].reshape(-1) for name in sorted(found)])
 
 
+@pytest.mark.slow
 def test_address_space_of_every_size(tmp_path: Path, forks: Forks) -> None:
     """RLIMIT_AS from too little for one example to enough for all: OUT_OF_MEMORY, or bit by bit what fits, unlimited, gives."""
     roots = {spare_mib: tmp_path / str(spare_mib) for spare_mib in (1, 30, 90, 150, 500)}

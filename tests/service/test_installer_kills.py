@@ -101,6 +101,7 @@ def test_a_killed_installation_can_be_repeated_or_taken_back(tmp_path: Path) -> 
     try_installations(tmp_path, SOME)
 
 
+@pytest.mark.slow
 def test_a_killed_removal_can_be_repeated(tmp_path: Path) -> None:
     """SIGKILL between two writes of uninstall: a second one ends with every byte as it was; some moments."""
     try_removals(tmp_path, SOME)
