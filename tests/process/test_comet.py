@@ -19,8 +19,8 @@ import pytest
 from stages import comet_scores
 from stages.comet_scores import CometRow, CometScores, LeftOut, comet_python, row, score
 from stages.runtime import StageContext
-from state.contract import MisconfiguredError, Spec, StopRequested
-from state.workspace import Workspace
+from state.contract import MisconfiguredError, StopRequested
+from tests import stage_attempts
 
 PYTHON = comet_python()
 pytestmark = [
@@ -58,11 +58,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def context(folder: Path) -> StageContext:
-    workspace = Workspace.at(folder / "run")
-    attempt = workspace.attempt("evaluate", 1)
-    attempt.root.mkdir(parents=True, exist_ok=True)
-    spec = Spec(run_id="r", stage="evaluate", module="stages.evaluate", attempt=1, workspace=str(workspace.root))
-    return StageContext(spec, attempt)
+    return stage_attempts.context(folder / "run", "evaluate")
 
 
 def scored(ctx: StageContext, rows: list[CometRow], model: str, beat: Callable[[int], None] = lambda done: None) -> CometScores:

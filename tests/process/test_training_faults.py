@@ -25,7 +25,8 @@ from state.settings import Training
 from state.snapshot import Running
 from state.workspace import Workspace
 from tests.process.forks import Forks, attempt_of
-from tests.process.tiny_training import changed, context, events, limit_memory, notes, recipe, tiny_model, token_loss
+from tests.process.tiny_training import changed, context, limit_memory, recipe, tiny_model, token_loss
+from tests.stage_attempts import events, notes
 
 STAGE = "train_tiny"
 SETTINGS = {

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 from torch import nn
 
@@ -15,9 +14,9 @@ from stages.recipe import Batch, Data, Example, Recipe, summed_loss
 from stages.runtime import Delivery, StageContext, run
 from stages.training import train
 from stages.training_state import save_weights, trainable
-from state.contract import BatchPlan, Event, Note, Spec
+from state.contract import BatchPlan
 from state.settings import Training
-from state.workspace import Workspace
+from tests import stage_attempts
 
 WORDS = 40
 
@@ -92,27 +91,9 @@ def weights(model: nn.Module) -> torch.Tensor:
     return torch.cat([parameter.detach().reshape(-1) for parameter in trainable(model).values()])
 
 
-def events(ctx: StageContext) -> list[Event]:
-    """What an attempt has said so far."""
-    path = ctx.attempt.events
-    return [msgspec.json.decode(line, type=Event) for line in path.read_bytes().splitlines()] if path.exists() else []
-
-
-def notes(ctx: StageContext) -> str:
-    """The texts of an attempt's notes, a line each."""
-    return "\n".join(event.text for event in events(ctx) if isinstance(event, Note))
-
-
 def context(root: Path, attempt: int = 1, **spec: object) -> StageContext:
     """A stage's context as the runner makes it, in the workspace `root`."""
-    workspace = Workspace.at(root)
-    folder = workspace.attempt("train_tiny", attempt)
-    folder.root.mkdir(parents=True, exist_ok=True)
-    values = {"batch": BatchPlan(), "seed": 3} | spec
-    return StageContext(
-        Spec(run_id="r", stage="train_tiny", module="stages.train_tiny", attempt=attempt, workspace=str(root), **values),  # type: ignore[arg-type]
-        folder,
-    )
+    return stage_attempts.context(root, "train_tiny", attempt, **{"batch": BatchPlan(), "seed": 3} | spec)
 
 
 class TinyTraining(Training, frozen=True, kw_only=True):

@@ -16,28 +16,18 @@ from bible_data.manifest import read_manifest
 from bible_data.sample import ENGLISH, SPANISH, write_sample
 from stages import corpus
 from stages.runtime import StageContext
-from state.contract import ExitCode, ExitRecord, MisconfiguredError, Result, Spec, StopRequested
+from state.contract import ExitCode, ExitRecord, MisconfiguredError, Progress, Result, StopRequested
 from state.durable import tree_digest
 from state.settings import Corpus
-from state.workspace import Attempt, Workspace
+from state.workspace import Workspace
+from tests import stage_attempts
+from tests.stage_attempts import events
 
 ROOT = Path(__file__).parents[3]
 
 
-def attempt(root: Path, settings: dict[str, Any], number: int = 1) -> tuple[Spec, Attempt]:
-    workspace = Workspace.at(root)
-    folder = workspace.attempt("corpus", number)
-    folder.root.mkdir(parents=True)
-    spec = Spec(run_id="r", stage="corpus", module="stages.corpus", attempt=number, workspace=str(root), settings=settings)
-    return spec, folder
-
-
 def context(root: Path, settings: dict[str, Any], number: int = 1) -> StageContext:
-    return StageContext(*attempt(root, settings, number))
-
-
-def events(ctx: StageContext) -> list[dict[str, Any]]:
-    return [msgspec.json.decode(line) for line in ctx.attempt.events.read_bytes().splitlines()]
+    return stage_attempts.context(root, "corpus", number, settings=settings)
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +58,10 @@ def test_the_files_stand_where_the_other_stages_look(done: StageContext) -> None
 
 def test_progress_reaches_its_end(done: StageContext) -> None:
     """Each step is an event that announces how long it may be silent; the last one says that all is done."""
-    progress = [event for event in events(done) if event["type"] == "progress"]
+    progress = [event for event in events(done) if isinstance(event, Progress)]
     assert len(progress) > 10
-    assert all(event["quiet_s"] for event in progress[:-1])
-    assert progress[-1]["done"] == progress[-1]["total"]
+    assert all(event.quiet_s for event in progress[:-1])
+    assert progress[-1].done == progress[-1].total
 
 
 def test_texts_that_are_not_named_are_the_usual_ones() -> None:
@@ -125,12 +115,12 @@ def test_a_stop_is_obeyed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("source", "code"), [("sample", ExitCode.SUCCEEDED), ("nowhere", ExitCode.MISCONFIGURED)])
 def test_as_a_process(tmp_path: Path, source: str, code: ExitCode) -> None:
     """`python -m stages.corpus ATTEMPT` leaves with the code, exit.json says the same, and success has its receipt."""
-    spec, folder = attempt(tmp_path, {"source": source, "min_verses": 1000})
-    folder.spec.write_bytes(msgspec.json.encode(spec))
-    command = [sys.executable, "-m", "stages.corpus", str(folder.root)]
+    ctx = context(tmp_path, {"source": source, "min_verses": 1000})
+    ctx.attempt.spec.write_bytes(msgspec.json.encode(ctx.spec))
+    command = [sys.executable, "-m", "stages.corpus", str(ctx.attempt.root)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == code, done.stderr
-    assert msgspec.json.decode(folder.exit.read_bytes(), type=ExitRecord).code == code
+    assert msgspec.json.decode(ctx.attempt.exit.read_bytes(), type=ExitRecord).code == code
     receipt = Workspace.at(tmp_path).result("corpus")
     assert receipt.exists() == (code == ExitCode.SUCCEEDED)
     if receipt.exists():

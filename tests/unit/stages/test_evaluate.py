@@ -20,8 +20,10 @@ from stages.eval_results import EvalResults
 from stages.runtime import StageContext
 from stages.tiny import make_marian
 from stages.translation import Decoding, Marian, locate
-from state.contract import MisconfiguredError, Spec, StopRequested
+from state.contract import MisconfiguredError, StopRequested
 from state.workspace import Workspace
+from tests import stage_attempts
+from tests.stage_attempts import notes
 
 NOUNS = (("shepherd", "pastor"), ("king", "rey"), ("child", "niño"), ("servant", "siervo"))
 PLACES = (("river", "río"), ("well", "pozo"), ("city", "puerto"), ("field", "campo"), ("house", "techo"))
@@ -84,12 +86,7 @@ def context(workspace: Workspace, label: str = "before", attempt: int = 1, **cha
         "max_new_tokens": 8,
         **changes,
     }
-    stage = f"evaluate_{label}"
-    folder = workspace.attempt(stage, attempt)
-    folder.root.mkdir(parents=True, exist_ok=True)
-    root = str(workspace.root)
-    spec = Spec(run_id="r", stage=stage, module="stages.evaluate", attempt=attempt, workspace=root, settings=settings)
-    return StageContext(spec, folder)
+    return stage_attempts.context(workspace.root, f"evaluate_{label}", attempt, "stages.evaluate", settings=settings)
 
 
 def tuned(**changes: Any) -> list[dict[str, Any]]:
@@ -98,10 +95,6 @@ def tuned(**changes: Any) -> list[dict[str, Any]]:
 
 def results(workspace: Workspace) -> EvalResults:
     return msgspec.json.decode(workspace.eval_results.read_bytes(), type=EvalResults)
-
-
-def notes(ctx: StageContext) -> list[str]:
-    return [event["text"] for event in map(json.loads, ctx.attempt.events.read_text().splitlines()) if event["type"] == "note"]
 
 
 # -- one label
@@ -163,7 +156,7 @@ def test_empty_translations_are_counted_and_told(workspace: Workspace) -> None:
     left_out = LeftOut("not asked for")
     row = evaluate.write_row(ctx, "before", evaluate.Work(sentences, [], False), one, left_out, left_out, evaluate.Meter(ctx, 1))
     assert (row.empty_hypotheses, row.faults.empty) == (3, 3)
-    assert notes(ctx) == ["marian: 3 of 48 translations are empty"]
+    assert notes(ctx) == "marian: 3 of 48 translations are empty"
     kept = eval_results.read_translations(workspace, row)
     assert kept is not None
     assert [(one.source, one.hypothesis) for one in kept] == [
@@ -308,7 +301,7 @@ def test_identical_model_is_not_translated_again(workspace: Workspace) -> None:
     assert found.comparisons["after"].models["marian"].same_model
     assert found.comparisons["after"].models["marian"].overall["bleu"].p_value == 1
     assert not list((ctx.scratch()).glob("translations/*"))
-    assert any("identical" in note for note in notes(ctx))
+    assert "identical" in notes(ctx)
 
 
 def test_other_weights_are_translated_again(workspace: Workspace) -> None:
@@ -379,7 +372,7 @@ def test_row_of_a_stage_that_did_not_succeed_is_left_out(workspace: Workspace) -
     label = results(workspace).labels["before"]
     assert set(label.models) == {"base"}
     assert label.left_out == {"marian": "row left out because stage train_marian did not succeed"}
-    assert any("train_marian did not succeed" in note for note in notes(ctx))
+    assert "train_marian did not succeed" in notes(ctx)
 
 
 def test_row_of_a_stage_that_succeeded_is_scored(workspace: Workspace) -> None:
@@ -403,7 +396,7 @@ def test_only_a_bonus_that_cannot_be_loaded_is_left_out(workspace: Workspace, op
     label = results(workspace).labels["before"]
     assert set(label.models) == {"base"}
     assert "models/none" in label.left_out["bonus"]
-    assert any("bonus: row left out" in note for note in notes(ctx))
+    assert "bonus: row left out" in notes(ctx)
 
 
 def test_without_any_row_there_is_no_success(workspace: Workspace) -> None:
@@ -422,7 +415,7 @@ def test_without_comets_environment_its_score_is_left_out(workspace: Workspace) 
     assert SETUP in label.comet_left_out
     assert label.models["marian"].scores.comet is None
     assert "marian.comet" not in delivery.metrics
-    assert any(SETUP in note for note in notes(ctx))
+    assert SETUP in notes(ctx)
 
 
 def test_comets_environment_is_found_where_it_is(tmp_path: Path) -> None:

@@ -21,11 +21,9 @@ from transformers import (
 from daemon import config
 from daemon.before_leaving import checks_plan
 from stages import footprint, marian_ct2, merged_whisper, tiny, train_gemma, train_marian, train_whisper
-from stages.runtime import StageContext
-from state.contract import Event, Spec
 from state.needs import MemoryAsked, Place
 from state.settings import TrainGemma, TrainMarian, TrainWhisper
-from state.workspace import Workspace
+from tests import stage_attempts
 from tests.faults.memory_budget import MemoryBudget
 
 # peft 0.21 asks transformers 5.23 by the old name
@@ -298,17 +296,11 @@ def test_a_config_of_another_kind_gives_no_account(described, words):
 
 def test_a_training_tells_the_account_before_and_the_peak_after(tmp_path):
     """Both are notes that name the micro-batch, and the peak is a metric beside what was predicted."""
-    workspace = Workspace.at(tmp_path)
-    attempt = workspace.attempt("train_marian", 1)
-    attempt.root.mkdir(parents=True)
-    spec = Spec(
-        run_id="r", stage="train_marian", module="stages.train_marian", attempt=1, workspace=str(tmp_path), settings={}, seed=0
-    )
-    ctx = StageContext(spec, attempt)
+    ctx = stage_attempts.context(tmp_path, "train_marian")
     shape = footprint.PUBLISHED["Helsinki-NLP/opus-mt-en-es"]
     account = footprint.announce(ctx, shape, TrainMarian(model="x", micro_batch=2), footprint.Longest(16, 16))
     footprint.tell_peak(ctx, account)
-    announced, metric, told = (msgspec.json.decode(line, type=Event) for line in attempt.events.read_bytes().splitlines())
+    announced, metric, told = stage_attempts.events(ctx)
     before, found, after = announced.text, metric.values, told.text
     assert before.startswith("Predicted memory ")
     assert "at micro-batch 2: weights 0.31" in before

@@ -15,10 +15,9 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from stages import merged_whisper, tiny, train_whisper
 from stages.merged_whisper import Prompt, Sample
-from stages.runtime import StageContext
-from state.contract import Spec, StopRequested
+from state.contract import StopRequested
 from state.settings import TrainWhisper
-from state.workspace import Workspace
+from tests import stage_attempts
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft 0.21
 
@@ -109,17 +108,13 @@ def test_the_end_is_a_choice_too(made: Made, tmp_path: Path) -> None:
 
 def test_a_stop_leaves_nothing_half_made(made: Made, tmp_path: Path) -> None:
     """SIGTERM while merging is obeyed and is no fault of the merge; the next attempt makes it as if nothing had been."""
-    workspace = Workspace.at(tmp_path / "run")
-    attempt = workspace.attempt("train_whisper", 1)
-    attempt.root.mkdir(parents=True)
-    spec = Spec(run_id="r", stage="train_whisper", module="stages.train_whisper", attempt=1, workspace=str(workspace.root))
     adapter = shutil.copytree(made.adapter, tmp_path / "adapter")
-    stopping = StageContext(spec, attempt)
+    stopping = stage_attempts.context(tmp_path / "run", "train_whisper")
     stopping.request_stop()
     arguments = (made.source, adapter, made.processor, made.prompt, made.features[:1])
     with pytest.raises(StopRequested):
         merged_whisper.deliver(stopping, *arguments)
     assert not (adapter / merged_whisper.FOLDER).exists()
     assert not list(stopping.scratch().iterdir())
-    assert merged_whisper.deliver(StageContext(spec, attempt), *arguments) is None
+    assert merged_whisper.deliver(stage_attempts.context(tmp_path / "run", "train_whisper"), *arguments) is None
     assert (adapter / merged_whisper.FOLDER / "model.bin").is_file()

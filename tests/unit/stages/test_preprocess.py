@@ -18,28 +18,20 @@ import soundfile
 
 from stages import audio, preprocess, sound_passes
 from stages.runtime import StageContext
-from state.contract import MisconfiguredError, Note, Spec, StopRequested
+from state.contract import MisconfiguredError, Note, StopRequested
 from state.durable import tree_digest, tree_files
 from state.settings import Preprocess
-from state.workspace import Workspace
+from tests import stage_attempts
+from tests.stage_attempts import notes
 
 CLIPS = Path(__file__).parents[3] / "pipelines" / "demo_audio"
 RATE = audio.RATE
 
 
 def context(root: Path, settings: dict[str, Any] | None = None, number: int = 1) -> StageContext:
-    workspace = Workspace.at(root)
-    attempt = workspace.attempt("preprocess", number)
-    attempt.root.mkdir(parents=True)
-    workspace.raw_audio.mkdir(parents=True, exist_ok=True)
-    values = settings or {}
-    spec = Spec(run_id="r", stage="preprocess", module="stages.preprocess", attempt=number, workspace=str(root), settings=values)
-    return StageContext(spec, attempt)
-
-
-def notes(ctx: StageContext) -> list[str]:
-    lines = ctx.attempt.events.read_bytes().splitlines() if ctx.attempt.events.exists() else []
-    return [event["text"] for event in map(msgspec.json.decode, lines) if event["type"] == "note"]
+    made = stage_attempts.context(root, "preprocess", number, settings=settings or {})
+    made.workspace.raw_audio.mkdir(parents=True, exist_ok=True)
+    return made
 
 
 def record(ctx: StageContext, stem: str) -> sound_passes.Record:
@@ -108,7 +100,7 @@ def test_a_bad_recording_is_set_aside(tmp_path: Path, name: str, make: Callable[
     make(ctx.workspace.raw_audio / name)
     delivery = preprocess.main(ctx)
     assert delivery.summary.endswith("from 1 of 2 recordings")
-    told = [text for text in notes(ctx) if text.startswith("recording set aside: ")]
+    told = [text for text in notes(ctx).splitlines() if text.startswith("recording set aside: ")]
     assert len(told) == 1
     assert sentence in told[0]
     assert name in told[0]
@@ -308,7 +300,7 @@ def test_a_copy_of_a_recording_is_left_out(tmp_path: Path) -> None:
     good(ctx, "b.flac", "river")
     assert preprocess.main(ctx).metrics["recordings"] == 2.0
     assert sorted(path.name for path in ctx.workspace.cleaned_audio.iterdir() if path.is_dir()) == ["a", "b"]
-    assert notes(ctx) == ["a (1).flac is left out: it is a copy of a.flac"]
+    assert notes(ctx) == "a (1).flac is left out: it is a copy of a.flac"
 
 
 def test_chunks_of_a_removed_recording_go(tmp_path: Path) -> None:
@@ -323,7 +315,7 @@ def test_chunks_of_a_removed_recording_go(tmp_path: Path) -> None:
     second = context(tmp_path, number=2)
     preprocess.main(second)
     assert sorted(path.name for path in ctx.workspace.cleaned_audio.iterdir()) == ["a", "metadata.jsonl", "mine"]
-    assert any("removed the chunks of b" in text for text in notes(second))
+    assert "removed the chunks of b" in notes(second)
 
 
 def test_a_stop_keeps_what_is_finished_and_the_result_is_the_same(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from stages.runtime import StageContext
 from stages.scoring import Pair, Sentence, group
 from stages.tiny import make_marian
 from stages.translation import Decoding, Located, Marian
-from state.contract import Spec
-from state.workspace import Attempt
+from tests import stage_attempts
+from tests.stage_attempts import notes
 
 NOUNS = (("shepherd", "pastor"), ("king", "rey"), ("child", "niño"), ("lamb", "cordero"), ("bread", "pan"), ("temple", "templo"))
 PAIRS = [(f"The {a} saw the {b} near the {c}.", f"El {x} vio {y} y {z}.") for a, x in NOUNS for b, y in NOUNS for c, z in NOUNS]
@@ -40,10 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def ctx(tmp_path: Path) -> StageContext:
-    attempt = Attempt(tmp_path / "stages" / "evaluate" / "attempts" / "001")
-    attempt.root.mkdir(parents=True)
-    spec = Spec(run_id="r", stage="evaluate", module="stages.evaluate", attempt=1, workspace=str(tmp_path))
-    return StageContext(spec, attempt)
+    return stage_attempts.context(tmp_path, "evaluate")
 
 
 def sentences() -> list[Sentence]:
@@ -53,11 +50,6 @@ def sentences() -> list[Sentence]:
 def quickened(ctx: StageContext, folder: Path, decoding: Decoding = DECODING) -> object:
     model = Located(str(folder), None, "x")
     return quick_marian.quicken(ctx, Marian(model, decoding), model, "identity", sentences(), lambda: None)
-
-
-def notes(ctx: StageContext) -> list[str]:
-    lines = ctx.attempt.events.read_text().splitlines() if ctx.attempt.events.exists() else []
-    return [event["text"] for event in map(json.loads, lines) if event["type"] == "note"]
 
 
 def test_it_says_what_transformers_says(ctx: StageContext, folder: Path) -> None:
@@ -98,7 +90,7 @@ def test_a_pad_row_that_is_not_zero_is_found_out(ctx: StageContext, folder: Path
     weights["model.shared.weight"][pad] = 2.0
     save_file(weights, moved / "model.safetensors", metadata={"format": "pt"})
     assert isinstance(quickened(ctx, moved), Marian)
-    assert "transformers translates" in notes(ctx)[0]
+    assert "transformers translates" in notes(ctx)
 
 
 def test_a_delivered_folder_of_other_weights_is_not_used(ctx: StageContext, folder: Path, tmp_path: Path) -> None:

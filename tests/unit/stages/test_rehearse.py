@@ -17,7 +17,8 @@ from stages.training import train
 from stages.training_loop import Loop
 from state.contract import CheckpointSaved, Metric, Note, Progress
 from state.settings import Evaluate, Training, TranslationModel
-from tests.process.tiny_training import context, events, notes, recipe
+from tests.process.tiny_training import context, recipe
+from tests.stage_attempts import events, notes
 
 EFFECTIVE_BATCH = 16
 

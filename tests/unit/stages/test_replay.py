@@ -15,8 +15,8 @@ import soundfile
 
 from stages import replay
 from stages.runtime import StageContext
-from state.contract import MisconfiguredError, Spec
-from state.workspace import Workspace
+from state.contract import MisconfiguredError
+from tests import stage_attempts
 
 CLIPS = Path(__file__).parents[3] / "pipelines" / "demo_audio" / "replay"
 STRING = {"dtype": "string", "_type": "Value"}
@@ -24,11 +24,7 @@ STRING = {"dtype": "string", "_type": "Value"}
 
 @pytest.fixture
 def ctx(tmp_path: Path) -> StageContext:
-    workspace = Workspace.at(tmp_path / "run")
-    attempt = workspace.attempt("train_whisper", 1)
-    attempt.root.mkdir(parents=True)
-    spec = Spec(run_id="r", stage="train_whisper", module="stages.train_whisper", attempt=1, workspace=str(workspace.root))
-    return StageContext(spec, attempt)
+    return stage_attempts.context(tmp_path / "run", "train_whisper")
 
 
 def common_voice(folder: Path, rows: list[dict[str, str]], table: str = "validated.tsv") -> Path:

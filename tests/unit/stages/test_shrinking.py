@@ -10,7 +10,8 @@ import torch
 
 from stages.shrinking import Shrinking
 from state.contract import OutOfMemoryError
-from tests.process.tiny_training import context, notes
+from tests.process.tiny_training import context
+from tests.stage_attempts import notes
 
 FITS = 3
 

@@ -19,9 +19,11 @@ from stages.gemma_template import read_template
 from stages.runtime import StageContext
 from stages.training import Recipe
 from stages.verse_pairs import TrainingPair
-from state.contract import MisconfiguredError, Note, Spec
+from state.contract import MisconfiguredError
 from state.settings import TrainGemma
 from state.workspace import Workspace
+from tests import stage_attempts
+from tests.stage_attempts import notes
 
 PEFT_WARNING = r"ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
 pytestmark = pytest.mark.filterwarnings(PEFT_WARNING)  # peft 0.21 asks transformers 5.23 by the old name
@@ -89,18 +91,9 @@ def context(tmp_path: Path, folder: Path) -> Context:
     workspace.train_pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def make(number: int = 1, **values: Any) -> StageContext:
-        attempt = workspace.attempt("train_gemma", number)
-        attempt.root.mkdir(parents=True)
-        names = {"run_id": "r", "stage": "train_gemma", "module": "stages.train_gemma", "attempt": number}
-        return StageContext(Spec(workspace=str(workspace.root), settings=values, **names), attempt)
+        return stage_attempts.context(workspace.root, "train_gemma", number, settings=values)
 
     return make
-
-
-def notes(ctx: StageContext) -> list[str]:
-    """The notes that an attempt told."""
-    events = [json.loads(line) for line in ctx.attempt.events.read_bytes().splitlines()]
-    return [msgspec.convert(event, Note).text for event in events if event["type"] == "note"]
 
 
 # -- rows
@@ -142,7 +135,7 @@ def test_too_long_pairs_are_left_out_and_told(tokenizer: Any, context: Context) 
     long = TrainingPair("long", "word " * 200, "palabra " * 200, None)
     mixed = train_gemma.tokenize(tokenizer, read_template(tokenizer), [pair(0), long, pair(1)])
     assert train_gemma.fitting(ctx, mixed, longest, "training").ids == (pair(0).id, pair(1).id)
-    assert "1 of 3 training pairs are longer" in notes(ctx)[0]
+    assert "1 of 3 training pairs are longer" in notes(ctx)
     with pytest.raises(MisconfiguredError, match="raise it"):
         train_gemma.fitting(ctx, mixed, 5, "training")
 

@@ -19,10 +19,12 @@ from stages.runtime import Delivery, StageContext
 from stages.tiny import make_marian
 from stages.training import Recipe
 from stages.verse_pairs import TrainingPair
-from state.contract import Event, MisconfiguredError, Note, Spec, StopRequested
+from state.contract import MisconfiguredError, StopRequested
 from state.durable import file_digest
 from state.settings import TrainMarian
 from state.workspace import Workspace
+from tests import stage_attempts
+from tests.stage_attempts import notes
 
 SETTINGS = {
     "model": "models/marian",
@@ -70,22 +72,7 @@ def workspace(root: Path, model: Path, repeats: int = 1) -> Workspace:
 
 
 def context(made: Workspace, attempt: int = 1, **settings: Any) -> StageContext:
-    folder = made.attempt("train_marian", attempt)
-    folder.root.mkdir(parents=True, exist_ok=True)
-    spec = Spec(
-        run_id="r",
-        stage="train_marian",
-        module="stages.train_marian",
-        attempt=attempt,
-        workspace=str(made.root),
-        settings=SETTINGS | settings,
-    )
-    return StageContext(spec, folder)
-
-
-def notes(ctx: StageContext) -> list[str]:
-    told = [msgspec.json.decode(line, type=Event) for line in ctx.attempt.events.read_bytes().splitlines()]
-    return [event.text for event in told if isinstance(event, Note)]
+    return stage_attempts.context(made.root, "train_marian", attempt, settings=SETTINGS | settings)
 
 
 @pytest.fixture(scope="module")
@@ -328,7 +315,7 @@ def test_long_pairs_are_left_out_and_told(tmp_path: Path, model_folder: Path) ->
     rows = tokenize(ctx, tokenizer, [TrainingPair(f"pair {number}", en, es, None) for number, (en, es) in enumerate(texts)])
     every = np.ones(3, dtype=bool)
     assert train_marian.fitting(ctx, rows, every, 20, "training").tolist() == [True, False, False]
-    assert "2 of 3 training pairs are longer than 20 tokens" in notes(ctx)[0]
+    assert "2 of 3 training pairs are longer than 20 tokens" in notes(ctx)
     with pytest.raises(MisconfiguredError, match="every training pair is longer than max_tokens = 1"):
         train_marian.fitting(ctx, rows, every, 1, "training")
 
@@ -361,6 +348,6 @@ def test_pad_row_that_is_not_zero_is_cleared(tmp_path: Path, model_folder: Path)
     model.save_pretrained(made.models / "marian")
     ctx = context(made, epochs=1)
     delivery = train_marian.main(ctx)
-    assert any("was not zero (largest value 0.5)" in note for note in notes(ctx))
+    assert "was not zero (largest value 0.5)" in notes(ctx)
     delivered = MarianMTModel.from_pretrained(delivery.outputs[0])
     assert torch.count_nonzero(delivered.get_input_embeddings().weight[delivered.config.pad_token_id]) == 0

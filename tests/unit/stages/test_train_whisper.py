@@ -20,9 +20,11 @@ from stages import tiny, train_whisper
 from stages.runtime import StageContext
 from stages.speech_rows import Row
 from stages.training import Recipe
-from state.contract import MisconfiguredError, Note, Spec, StopRequested
+from state.contract import MisconfiguredError, StopRequested
 from state.settings import TrainWhisper
 from state.workspace import Workspace
+from tests import stage_attempts
+from tests.stage_attempts import notes
 
 PEFT_WARNING = r"ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
 pytestmark = pytest.mark.filterwarnings(PEFT_WARNING)  # peft 0.21 asks transformers 5.23 by the old name
@@ -78,18 +80,9 @@ def context(tmp_path: Path, folder: Path) -> Context:
     metadata(workspace.root / "replay" / "metadata.jsonl", clips)
 
     def make(number: int = 1, **values: Any) -> StageContext:
-        attempt = workspace.attempt("train_whisper", number)
-        attempt.root.mkdir(parents=True)
-        names = {"run_id": "r", "stage": "train_whisper", "module": "stages.train_whisper", "attempt": number}
-        return StageContext(Spec(workspace=str(workspace.root), settings=SMALL | values, **names), attempt)
+        return stage_attempts.context(workspace.root, "train_whisper", number, settings=SMALL | values)
 
     return make
-
-
-def notes(ctx: StageContext) -> list[str]:
-    """The notes that an attempt told."""
-    events = [json.loads(line) for line in ctx.attempt.events.read_bytes().splitlines()]
-    return [msgspec.convert(event, Note).text for event in events if event["type"] == "note"]
 
 
 @pytest.fixture
@@ -165,7 +158,7 @@ def test_chunks_with_too_much_text_are_left_out_and_told(loaded: Loaded, context
     ctx = context()
     rows = [Row("a", tmp_path, TEXTS[0], "s"), Row("b", tmp_path, TEXTS[0] * 200, "s")]
     assert [row.id for row in train_whisper.fitting(ctx, rows, labels)] == ["a"]
-    assert "1 chunks have more text" in notes(ctx)[0]
+    assert "1 chunks have more text" in notes(ctx)
 
 
 REPLAY = {
@@ -187,7 +180,7 @@ def test_replay_that_is_not_required_is_missed_aloud(context: Context) -> None:
     """The report says that the model was trained without general speech."""
     ctx = context(replay_required=False)
     assert train_whisper.replay_rows(ctx, settings(replay_required=False), 6) == []
-    assert "trained without replay" in notes(ctx)[0]
+    assert "trained without replay" in notes(ctx)
     assert train_whisper.replay_rows(ctx, settings(replay_share=0.0), 6) == []
 
 
@@ -299,7 +292,7 @@ def test_what_cannot_be_merged_costs_the_merged_form_only(loaded: Loaded, contex
     adapter.mkdir()
     rows = [Row("a", speech(tmp_path / "a.flac", 1), TEXTS[0], "s")]
     assert not train_whisper.merge(ctx, str(tmp_path / "gone"), adapter, labels, rows)
-    assert "delivered alone, without its merged form for faster-whisper: " in notes(ctx)[0]
+    assert "delivered alone, without its merged form for faster-whisper: " in notes(ctx)
     assert not list(adapter.iterdir())
     assert not list(ctx.scratch().iterdir())
 

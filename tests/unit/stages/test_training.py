@@ -30,7 +30,8 @@ from state.contract import (
     StopRequested,
 )
 from state.settings import Training
-from tests.process.tiny_training import changed, context, data, events, notes, recipe, sequences, tiny_model, token_loss, weights
+from tests.process.tiny_training import changed, context, data, recipe, sequences, tiny_model, token_loss, weights
+from tests.stage_attempts import events, notes
 
 SETTINGS = Training(model="tiny", epochs=3, effective_batch=8, learning_rate=1e-2, checkpoint_every_steps=4, evaluations=4)
 STEPS = 24

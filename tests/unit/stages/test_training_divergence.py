@@ -23,7 +23,8 @@ from stages.training_state import OPTIMIZER, WEIGHTS
 from state.checkpoints import MANIFEST, Manifest, verify
 from state.contract import DivergedError, Divergence, Metric, StopRequested
 from state.settings import Training
-from tests.process.tiny_training import changed, context, data, events, notes, recipe, tiny_model, token_loss, weights
+from tests.process.tiny_training import changed, context, data, recipe, tiny_model, token_loss, weights
+from tests.stage_attempts import events, notes
 
 SETTINGS = Training(model="tiny", epochs=1, effective_batch=8, learning_rate=1e-2, checkpoint_every_steps=1, evaluations=2)
 LONG = Training(model="tiny", epochs=3, effective_batch=8, learning_rate=1e-2, checkpoint_every_steps=10, evaluations=15)

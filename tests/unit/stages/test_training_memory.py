@@ -20,7 +20,8 @@ from stages.training_gradient import Gradients, recoverable
 from state.contract import BatchPlan, ExitCode, MemoryFit, Metric, OutOfMemoryError, StopRequested, fit_key
 from state.settings import Training
 from tests.faults.memory_budget import MemoryBudget
-from tests.process.tiny_training import changed, context, data, events, recipe, tiny_model, token_loss, weights
+from tests.process.tiny_training import changed, context, data, recipe, tiny_model, token_loss, weights
+from tests.stage_attempts import events
 
 SETTINGS = Training(model="tiny", epochs=1, effective_batch=8, learning_rate=1e-2, checkpoint_every_steps=2, evaluations=2)
 STEPS = 8

@@ -16,7 +16,8 @@ from stages.training import train
 from stages.training_state import Snapshot
 from state.contract import CheckpointSaved, DiskFullError, StopRequested
 from state.settings import Training
-from tests.process.tiny_training import changed, context, events, recipe, token_loss, weights
+from tests.process.tiny_training import changed, context, recipe, token_loss, weights
+from tests.stage_attempts import events
 
 SETTINGS = Training(model="tiny", epochs=1, effective_batch=8, learning_rate=1e-2, checkpoint_every_steps=2, evaluations=1)
 

@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,10 +22,12 @@ from stages import cuda_libraries, tiny, transcribe, verdicts
 from stages.runtime import StageContext
 from stages.speech_rows import read_rows
 from stages.verdicts import DOUBTFUL, KEPT, REJECTED, Heard, judge, longest_run
-from state.contract import BatchPlan, MisconfiguredError, Spec, StopRequested
+from state.contract import BatchPlan, MemoryFit, MisconfiguredError, Progress, StopRequested
 from state.durable import tree_digest
 from state.settings import Transcribe
 from state.workspace import Workspace
+from tests import stage_attempts
+from tests.stage_attempts import events, notes
 
 ROOT = Path(__file__).parents[3]
 CLIPS = ROOT / "pipelines" / "demo_audio"
@@ -139,18 +140,8 @@ def workspace(tmp_path: Path) -> Workspace:
 
 
 def context(workspace: Workspace, model: Path, number: int = 1, batch: BatchPlan | None = None, **settings: Any) -> StageContext:
-    attempt = workspace.attempt("transcribe", number)
-    attempt.root.mkdir(parents=True)
-    spec = Spec(
-        run_id="r",
-        stage="transcribe",
-        module="stages.transcribe",
-        attempt=number,
-        workspace=str(workspace.root),
-        settings={**LENIENT, "model": str(model), **settings},
-        batch=batch or BatchPlan(),
-    )
-    return StageContext(spec, attempt)
+    values = {**LENIENT, "model": str(model), **settings}
+    return stage_attempts.context(workspace.root, "transcribe", number, settings=values, batch=batch or BatchPlan())
 
 
 def rows(workspace: Workspace) -> list[verdicts.Label]:
@@ -158,11 +149,8 @@ def rows(workspace: Workspace) -> list[verdicts.Label]:
     return [msgspec.json.decode(line, type=verdicts.Label) for line in lines]
 
 
-def events(ctx: StageContext, kind: str) -> Iterator[dict[str, Any]]:
-    for line in ctx.attempt.events.read_bytes().splitlines():
-        event = msgspec.json.decode(line)
-        if event["type"] == kind:
-            yield event
+def progress(ctx: StageContext) -> list[Progress]:
+    return [event for event in events(ctx) if isinstance(event, Progress)]
 
 
 def test_every_chunk_gets_one_label(workspace: Workspace, model: Path) -> None:
@@ -276,7 +264,7 @@ def test_captions_that_say_something_else_raise_doubt(workspace: Workspace, mode
     assert doubtful == {name for name in found if name.startswith("002_b")}
     assert {verdict for name, verdict in found.items() if name not in doubtful} == {(KEPT, "")}
     assert delivery.metrics["captioned_recordings"] == 1.0
-    assert any("3 doubtful, captions differ" in event["text"] for event in events(first, "note"))
+    assert "3 doubtful, captions differ" in notes(first)
     tasks = json.loads((workspace.transcripts / "label_studio.json").read_bytes())
     assert {task["data"]["file_name"] for task in tasks} == doubtful
     for task in tasks:
@@ -322,7 +310,7 @@ def test_corrections_replace_what_was_heard(workspace: Workspace, model: Path) -
     assert rows(workspace)[1].text != rows(workspace)[0].text
     assert (workspace.transcripts / "001_a.jsonl").read_bytes() == heard_first
     assert json.loads((workspace.transcripts / "label_studio.json").read_bytes()) == tasks[1:]
-    assert not [event for event in events(second, "progress") if event["message"].startswith("loading")]
+    assert not [event for event in progress(second) if event.message.startswith("loading")]
 
 
 def test_the_language_is_the_settings(workspace: Workspace, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,11 +336,11 @@ def test_finished_transcripts_are_kept(workspace: Workspace, model: Path) -> Non
     second = context(workspace, model, 2)
     before = (workspace.transcripts / "001_a.jsonl").stat().st_mtime_ns
     transcribe.main(second)
-    assert not [event for event in events(second, "progress") if event["message"].startswith("loading")]
+    assert not [event for event in progress(second) if event.message.startswith("loading")]
     shutil.copy(CLIPS / "replay" / "shop.flac", workspace.cleaned_audio / "002_b" / "chunk_0002.flac")
     third = context(workspace, model, 3)
     transcribe.main(third)
-    assert [event for event in events(third, "progress") if event["message"].startswith("loading")]
+    assert [event for event in progress(third) if event.message.startswith("loading")]
     assert (workspace.transcripts / "001_a.jsonl").stat().st_mtime_ns == before
 
 
@@ -415,7 +403,7 @@ def test_memory_running_out_halves_the_batch(workspace: Workspace, model: Path) 
     labeller = transcribe.Labeller(ctx, ctx.settings(Transcribe), None, None, "cuda", 4)  # type: ignore[arg-type]  # not called here
     transcribe._shrink(labeller, RuntimeError("CUDA failed with error out of memory"))
     assert labeller.batch == 2
-    assert [event["micro_batch"] for event in events(ctx, "memory_fit")] == [2]
+    assert [event.micro_batch for event in events(ctx) if isinstance(event, MemoryFit)] == [2]
     with pytest.raises(RuntimeError, match="something else"):
         transcribe._shrink(labeller, RuntimeError("something else"))
     labeller.batch = 1
@@ -439,14 +427,14 @@ def test_keep_doubtful_is_told_and_does_not_change_the_shares(workspace: Workspa
     assert {(label.verdict, label.reason) for label in rows(workspace)} == {
         (KEPT, "doubtful (low confidence), kept by keep_doubtful")
     }
-    assert any("5 doubtful segments are kept" in event["text"] for event in events(ctx, "note"))
+    assert "5 doubtful segments are kept" in notes(ctx)
 
 
 def test_the_memory_ladders_batch_is_used(workspace: Workspace, model: Path) -> None:
     """After an out-of-memory attempt the daemon's batch plan overrules the setting."""
     ctx = context(workspace, model, batch=BatchPlan(eval_batch=1), batch_size=8)
     transcribe.main(ctx)
-    assert [event["done"] for event in events(ctx, "progress") if event["message"].startswith("00")][-1] == 5
+    assert [event.done for event in progress(ctx) if event.message.startswith("00")][-1] == 5
 
 
 @pytest.mark.parametrize(

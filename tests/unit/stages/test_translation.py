@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,8 +15,9 @@ from stages.runtime import StageContext
 from stages.scoring import digest
 from stages.tiny import make_gemma, make_marian
 from stages.translation import Backend, Decoding, Gemma, Kept, Located, Marian, Tick, identity, locate, plan, translate
-from state.contract import MisconfiguredError, OutOfMemoryError, Spec, StopRequested
-from state.workspace import Attempt
+from state.contract import MisconfiguredError, OutOfMemoryError, StopRequested
+from tests import stage_attempts
+from tests.stage_attempts import notes
 
 PAIRS = [
     (f"The {a} saw the {b} near the {c}.", f"El {x} vio el {y} junto al {z}.")
@@ -43,10 +43,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def ctx(tmp_path: Path) -> StageContext:
     """A stage in a workspace of its own."""
-    attempt = Attempt(tmp_path / "stages" / "evaluate" / "attempts" / "001")
-    attempt.root.mkdir(parents=True)
-    spec = Spec(run_id="r", stage="evaluate", module="stages.evaluate", attempt=1, workspace=str(tmp_path))
-    return StageContext(spec, attempt)
+    return stage_attempts.context(tmp_path, "evaluate")
 
 
 @pytest.fixture(scope="module", params=["marian", "gemma"])
@@ -55,11 +52,6 @@ def backend(request: pytest.FixtureRequest, models: Path) -> Backend:
     located = Located(str(models / request.param), None, "x")
     decoding = Decoding(num_beams=2, max_new_tokens=12)
     return Marian(located, decoding) if request.param == "marian" else Gemma(located, None, decoding)
-
-
-def notes(ctx: StageContext) -> list[str]:
-    lines = ctx.attempt.events.read_text().splitlines() if ctx.attempt.events.exists() else []
-    return [event["text"] for event in map(json.loads, lines) if event["type"] == "note"]
 
 
 class Shouting:
@@ -283,7 +275,9 @@ def test_out_of_memory_halves_the_batch(ctx: StageContext, tmp_path: Path, error
     translate(ctx, backend, sources, 16, Kept(tmp_path / "kept.jsonl"), lambda done: None)
     assert sorted(backend.done) == sorted(sources)
     assert max(map(len, backend.batches)) == 4
-    assert [note.split(";")[0] for note in notes(ctx)] == [f"out of memory at an evaluation batch of {n}" for n in (16, 8)]
+    assert [note.split(";")[0] for note in notes(ctx).splitlines()] == [
+        f"out of memory at an evaluation batch of {n}" for n in (16, 8)
+    ]
 
 
 def test_one_sentence_that_does_not_fit_is_out_of_memory(ctx: StageContext, tmp_path: Path) -> None:
@@ -296,4 +290,4 @@ def test_other_failures_are_not_taken_for_memory(ctx: StageContext, tmp_path: Pa
     """An error that is not about memory is raised as it is, and no batch is halved for it."""
     with pytest.raises(ValueError, match="shape"):
         translate(ctx, Shouting(room=0, error=lambda: ValueError("shape")), ["a"], 2, Kept(tmp_path / "k"), lambda done: None)
-    assert notes(ctx) == []
+    assert notes(ctx) == ""
