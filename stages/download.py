@@ -14,14 +14,17 @@ import contextlib
 import os
 import shutil
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import tenacity
 import yt_dlp
+from yt_dlp.networking import Response
+from yt_dlp.networking.exceptions import HTTPError
 from yt_dlp.utils import unsmuggle_url
 
 from stages.listing import Entry, Listing, entries, number
@@ -39,6 +42,8 @@ from stages.site_errors import BrokenError, CaptionError, GoneError, OfflineErro
 from state.contract import MisconfiguredError, TransientError
 from state.durable import append_durably, file_digest, sync_folder, sync_tree, write_atomically
 from state.settings import Download
+
+T = TypeVar("T")
 
 SPARE = 2
 """Listed per wanted recording: some are too short, private or gone."""
@@ -163,7 +168,7 @@ def _listing(fetch: Fetch) -> Listing:
 def _listed(fetch: Fetch) -> dict[str, Any]:
     most = max(fetch.settings.newest * SPARE, fetch.settings.newest + SPARE_LEAST)
     options = {"extract_flat": True, "playlistend": most, **_common(fetch.ctx)}
-    with yt_dlp.YoutubeDL(options) as site:
+    with _Site(options) as site:
         try:
             return site.sanitize_info(site.extract_info(fetch.settings.url, download=False)) or {}
         except Exception as error:  # whatever yt-dlp raises becomes a SiteError, or is raised as it is
@@ -187,18 +192,20 @@ def _obtained(fetch: Fetch, entry: Entry, pending: list[str]) -> Info | None:
         return None
     short = _too_short(entry.duration_s, fetch.settings)
     if short:
-        return _leave_out(fetch, entry, short)
+        _leave_out(fetch, entry, short)
+        return None
     try:
         return _patiently(fetch, lambda: _fetched(fetch, entry))
     except (GoneError, BrokenError) as error:
-        return _leave_out(fetch, entry, str(error))
+        _leave_out(fetch, entry, str(error))
     except RefusedError as error:
         rounds = known.rounds + 1 if known else 1
         if rounds >= MAX_ROUNDS and fetch.done:
-            return _leave_out(fetch, entry, f"refused in {rounds} attempts: {error}")
-        _remember(fetch, entry, Refusal(reason=str(error), final=False, rounds=rounds))
-        pending.append(f"{entry.title}: {error}")
-        return None
+            _leave_out(fetch, entry, f"refused in {rounds} attempts: {error}")
+        else:
+            _remember(fetch, entry, Refusal(reason=str(error), final=False, rounds=rounds))
+            pending.append(f"{entry.title}: {error}")
+    return None
 
 
 def _leave_out(fetch: Fetch, entry: Entry, reason: str) -> None:
@@ -207,7 +214,7 @@ def _leave_out(fetch: Fetch, entry: Entry, reason: str) -> None:
     fetch.ctx.note(f"recording left out: {entry.title}: {reason}", "warning", stem=entry.stem)
 
 
-def _patiently(fetch: Fetch, call: Callable[[], Any]) -> Any:
+def _patiently(fetch: Fetch, call: Callable[[], T]) -> T:
     """`call`, tried again with growing pauses.
 
     Raises:
@@ -266,7 +273,7 @@ def _downloaded(fetch: Fetch, entry: Entry, folder: Path) -> dict[str, Any]:
     Captions are worth one request: if the site refuses them, the recording is fetched without.
     """
     for captions in (True, False) if fetch.settings.captions else (False,):
-        with yt_dlp.YoutubeDL(_options(fetch, entry, folder, captions=captions)) as site:
+        with _Site(_options(fetch, entry, folder, captions=captions)) as site:
             try:
                 found = site.sanitize_info(site.extract_info(entry.url, download=True, ie_key=entry.ie_key)) or {}
                 return found["entries"][0] if found.get("entries") else found
@@ -334,7 +341,29 @@ def _too_short(duration_s: float | None, settings: Download) -> str | None:
     return None
 
 
-# -- yt-dlp's options
+# -- yt-dlp
+class _Site(yt_dlp.YoutubeDL):
+    """Leaves no connection open: yt-dlp closes an answer only where it reads it to its end."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._answers: weakref.WeakSet[Response] = weakref.WeakSet()
+        super().__init__(options)
+
+    def urlopen(self, req: Any) -> Response:
+        try:
+            answer = super().urlopen(req)
+        except HTTPError as error:
+            self._answers.add(error.response)
+            raise
+        self._answers.add(answer)
+        return answer
+
+    def close(self) -> None:
+        for answer in self._answers:
+            answer.close()
+        super().close()
+
+
 def _common(ctx: StageContext) -> dict[str, Any]:
     return {
         "quiet": True,

@@ -48,8 +48,6 @@ def site_error(error: BaseException) -> Exception:
     """`error`, as yt-dlp raised it, as one of the kinds above; errors of ours, a full disk and bugs stay what they are."""
     causes = list(_causes(error))
     for cause in causes:
-        if isinstance(cause, HTTPError):
-            cause.close()  # yt-dlp leaves the connection of a refused request open
         if isinstance(cause, SiteError | StageError):
             return cause
         if isinstance(cause, OSError) and disk_refuses(cause):
