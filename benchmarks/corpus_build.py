@@ -18,7 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bible_texts import ROOT, texts
+from benchmarks.bible_texts import texts
+from benchmarks.real_marian import ROOT
 from benchmarks.row import Row, tell
 from bible_data.build import MANIFEST
 

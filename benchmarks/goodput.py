@@ -265,7 +265,7 @@ def plain(root: Path, data: Workspace, every: int) -> int:
     marks = Marks(model.config)
     steps = max(root.glob("steps-*"))
 
-    class Told(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
+    class Told(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_rest: Any) -> None:
             with open(steps, "a") as file:
                 file.write(f"{state.global_step}\n")

@@ -159,7 +159,8 @@ class Trained:
             values |= {"merge": False, "replay_source": None, "replay_required": False, "dev_examples": 1}
             values |= {"max_examples": 2 * self.steps * batch}  # one recording of four is held out
         self.values = values
-        settings: Training = _context(self.workspace, self.part, values).settings(kind)
+        settings = _context(self.workspace, self.part, values).settings(kind)
+        assert isinstance(settings, Training)
         return settings
 
     def run(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -35,8 +36,16 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOOR, MOST_S = 1.3, 5.0
 STAGE, MODEL = "train_marian", "models/marian"
 BATCH, SAVED_AT, WAIT_S = 8, 4, 300.0
-SETTINGS = {"model": MODEL, "max_examples": 400, "epochs": 2, "effective_batch": BATCH, "checkpoint_every_steps": SAVED_AT}
-SETTINGS |= {"dev_examples": 8, "evaluations": 1, "bf16": False}
+SETTINGS: dict[str, Any] = {
+    "model": MODEL,
+    "max_examples": 400,
+    "epochs": 2,
+    "effective_batch": BATCH,
+    "checkpoint_every_steps": SAVED_AT,
+    "dev_examples": 8,
+    "evaluations": 1,
+    "bf16": False,
+}
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
 MAKE = "import sys; from pathlib import Path; from stages import tiny; tiny.make_marian(Path(sys.argv[1]), tiny.sample_pairs())"
 LOAD = """\
@@ -195,7 +204,7 @@ def plain(workspace: Workspace, last: int) -> int:
         remove_columns=rows.column_names,
     )
 
-    class Told(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
+    class Told(TrainerCallback):
         def on_step_end(self, args: object, state: object, control: object, **_rest: object) -> None:
             if state.global_step == last:  # type: ignore[attr-defined]
                 (folder / "stepped.tmp").write_text(str(last))

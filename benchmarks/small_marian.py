@@ -15,7 +15,7 @@ from state.contract import MisconfiguredError
 from state.settings import Positive, Settings
 
 
-class SmallMarian(Settings):
+class SmallMarian(Settings, frozen=True):
     """Settings of this stage."""
 
     name: str = "marian-small"
@@ -29,6 +29,7 @@ class SmallMarian(Settings):
 
 
 def main(ctx: StageContext) -> Delivery:
+    """Write an untrained Marian with a vocabulary learned from the training pairs into `models/`."""
     settings = ctx.settings(SmallMarian)
     try:
         lines = ctx.workspace.train_pairs.read_bytes().splitlines()

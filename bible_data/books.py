@@ -71,6 +71,7 @@ class Reference(NamedTuple):
 
     @property
     def genre(self) -> str:
+        """The genre of its book, as results are grouped by."""
         return GENRE[self.book]
 
     @property

@@ -81,10 +81,12 @@ def inputs_digest(source: Path, names: Iterable[tuple[str, str]], options: Any) 
 
 
 def to_rows(verses: Mapping[Reference, str]) -> Rows:
+    """Verses as JSON holds them: book, chapter, verse, text."""
     return [[*reference, text] for reference, text in verses.items()]
 
 
 def to_verses(rows: Rows) -> dict[Reference, str]:
+    """The verses that `to_rows` made these of."""
     return {Reference(book, chapter, verse): text for book, chapter, verse, text in rows}
 
 

@@ -274,9 +274,11 @@ class Draw:
         self._count = 0
 
     def pick(self, choices: Sequence[T]) -> T:
+        """One of `choices`, each as likely."""
         return choices[self.number() % len(choices)]
 
     def number(self) -> int:
+        """A whole number of 48 bits, another one at every call."""
         self._count += 1
         return int.from_bytes(hashlib.sha256(f"{self._key}#{self._count}".encode()).digest()[:6], "big")
 

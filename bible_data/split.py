@@ -42,6 +42,7 @@ class Clusters:
         return self._place.get(reference)
 
     def root(self, place: int) -> int:
+        """The place of the cluster's representative, with the way to it shortened."""
         while self._parent[place] != place:
             self._parent[place] = self._parent[self._parent[place]]
             place = self._parent[place]

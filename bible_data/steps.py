@@ -61,15 +61,19 @@ class Steps:
 
     @property
     def keeping(self) -> bool:
+        """Whether steps are kept for a later attempt."""
         return self._keep is not None
 
     def kept(self, message: str) -> Any:
+        """What an earlier attempt kept of the step, None if nothing."""
         return self._keep.read(message) if self._keep else None
 
     def keep(self, message: str, value: Any) -> None:
+        """Keep the result of the step; it must be what JSON can hold."""
         if self._keep:
             self._keep.write(message, value)
 
     def finish(self, message: str) -> None:
+        """All steps are done."""
         if self._progress:
             self._progress(self._total, self._total, message)

@@ -149,6 +149,7 @@ class Part:
 
     @classmethod
     def of(cls, groups: Sequence[Sequence[Pair]], output: OutputFile) -> Part:
+        """Count the pairs of `groups`, which `output` holds."""
         everything = [pair for group in groups for pair in group]
         folded = [pair.folded for pair in everything]
         sides = {pair.sides for pair in everything}

@@ -62,6 +62,7 @@ class Account:
 
     @property
     def wall_s(self) -> float:
+        """All of it, from the first start on."""
         return float(sum(getattr(self, f"{kind}_s") for kind in Kind))
 
 

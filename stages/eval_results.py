@@ -212,6 +212,7 @@ class KeptTranslation(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def sentence(self) -> Sentence:
+        """The sentence that was translated, as the test set has it."""
         return Sentence(self.id, self.book, self.chapter, self.verse, self.genre, self.en_source, self.source, self.references)
 
 
@@ -357,8 +358,8 @@ def _compare_rows(
 ) -> ModelComparison | str:
     sides = [read_translations(workspace, row) for row in (before, after)]
     if sides[0] is None or sides[1] is None:
-        lost = before if sides[0] is None else after
-        return f"{lost.translations.path} is missing or was changed"
+        missing = before if sides[0] is None else after
+        return f"{missing.translations.path} is missing or was changed"
     sentences = [kept.sentence for kept in sides[0]]
     if sentences != [kept.sentence for kept in sides[1]]:
         return "the two were scored on different test sentences"

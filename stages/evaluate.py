@@ -88,6 +88,7 @@ class Meter:
         self.ctx.progress(self.done, self.total, "sentences", message=phase, quiet_s=quiet_s)
 
     def beat(self, done: int, quiet_s: float | None = None) -> None:
+        """`done` sentences of the present phase are done; `quiet_s` as in `StageContext.progress`."""
         self.done = min(self.base + done, self.total)
         self.ctx.progress(self.done, self.total, "sentences", message=self.phase, quiet_s=quiet_s)
 
@@ -98,6 +99,7 @@ class Meter:
 
 
 def main(ctx: StageContext) -> Delivery:
+    """Translate and score the test set with every model, and compare with the baseline's label."""
     settings = ctx.settings(Evaluate)
     workspace = ctx.workspace
     check_models(settings.models)
@@ -107,21 +109,8 @@ def main(ctx: StageContext) -> Delivery:
     general = forgetting.sentences() if settings.forgetting else []
     work = Work(sentences, general, test_set.unique_sources + len(general) >= quick_marian.WORTH_IT)
     meter = Meter(ctx, len(rows) * (len(work.sources) + comet_rows(settings, sentences)))
-
-    translated = []
-    for row in rows:
-        meter.start(f"preparing {row.name}")
-        try:
-            translated.append(translate_row(ctx, settings, row, work, known, meter))
-        except Exception as error:
-            if not may_be_left_out(row, error):
-                raise
-            left_out[row.name] = f"row left out: {error}"
-            ctx.note(f"{row.name}: {left_out[row.name]}", level="warning", model=row.name)
-        free_memory()
-        meter.beat(len(work.sources))
-    quick_marian.forget(ctx)
-
+    translated, failed = translate_rows(ctx, settings, rows, work, known, meter)
+    left_out |= failed
     if not translated:
         raise MisconfiguredError(f"no model could be scored: {left_out}")
     meter.start("scoring by COMET")
@@ -155,6 +144,26 @@ def main(ctx: StageContext) -> Delivery:
     ctx.metric(metrics)
     outputs = [workspace.metrics / f"{settings.label}.json", folder, *([other_folder] if general else [])]
     return Delivery(outputs=outputs, metrics=metrics, summary=summary(everything, settings.label))
+
+
+def translate_rows(
+    ctx: StageContext, settings: Evaluate, rows: Sequence[TranslationModel], work: Work, known: EvalResults, meter: Meter
+) -> tuple[list[Translated], dict[str, str]]:
+    """The translations of every row, one model after the other, and why those that may be missing are."""
+    translated, left_out = [], {}
+    for row in rows:
+        meter.start(f"preparing {row.name}")
+        try:
+            translated.append(translate_row(ctx, settings, row, work, known, meter))
+        except Exception as error:
+            if not may_be_left_out(row, error):
+                raise
+            left_out[row.name] = f"row left out: {error}"
+            ctx.note(f"{row.name}: {left_out[row.name]}", level="warning", model=row.name)
+        free_memory()
+        meter.beat(len(work.sources))
+    quick_marian.forget(ctx)
+    return translated, left_out
 
 
 # -- what is asked for
@@ -325,7 +334,7 @@ def take_over(ctx: StageContext, label: str, row: TranslationModel, name: str, w
         for earlier in results.models.values():
             if other == label or earlier.identity != name:
                 continue
-            parts = [earlier] if earlier.general is None else [earlier, earlier.general]
+            parts: list[ModelRow | General] = [earlier] if earlier.general is None else [earlier, earlier.general]
             kept = [one for part in parts for one in eval_results.read_translations(ctx.workspace, part) or []]
             by_source = {one.source: one.hypothesis for one in kept}
             if all(source in by_source for source in work.sources):
@@ -492,6 +501,7 @@ def summary(results: EvalResults, label: str) -> str:
 
 
 def scores_text(scores: Scores) -> str:
+    """BLEU and chrF++ (0 to 100) and COMET where there is one, for a line of text."""
     text = f"BLEU {scores.bleu:.2f} chrF++ {scores.chrf:.2f}"
     return text if scores.comet is None else f"{text} COMET {scores.comet:.4f}"
 

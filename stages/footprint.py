@@ -294,11 +294,10 @@ def _step(shape: Shape, settings: Training, place: Place, rows: int, long: Longe
     )
     layers = _layers(shape, settings, width, rows, long)
     backward = _transient(shape, settings, rows, long)
+    kept = sum(layers)
     if settings.gradient_checkpointing:
         kept = _inputs(shape, rows, long) * width.e
         backward += max(layers)
-    else:
-        kept = sum(layers)
     learned = rows * long.target * shape.vocabulary
     logits = learned * (12 if settings.label_smoothing == 0 else 16)
     extra = max(0.0, backward - logits)  # the logits' gradient is gone before the last layer's backward pass begins

@@ -60,6 +60,7 @@ def _timestamp(entry: dict[str, Any]) -> float | None:
 
 
 def number(value: object) -> float | None:
+    """`value` as a number, None where it is none."""
     with contextlib.suppress(TypeError, ValueError):
         return float(value)  # type: ignore[arg-type]  # anything may stand in a site's answer
     return None

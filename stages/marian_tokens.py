@@ -104,8 +104,8 @@ def load_rows(folder: Path) -> Rows:
     """Open what `save_rows` wrote, by memory map: a row is read from disk when it is used."""
     ids = msgspec.json.decode((folder / "ids.json").read_bytes(), type=tuple[str, ...])
     arrays = {name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in ARRAYS}
-    tables = (TokenTable(arrays[f"{side}_values"], arrays[f"{side}_offsets"]) for side in ("source", "target"))
-    return Rows(ids, *tables, arrays["source_of"], arrays["target_of"])
+    sources, targets = (TokenTable(arrays[f"{side}_values"], arrays[f"{side}_offsets"]) for side in ("source", "target"))
+    return Rows(ids, sources, targets, arrays["source_of"], arrays["target_of"])
 
 
 def _arrays(rows: Rows) -> dict[str, NDArray[Any]]:

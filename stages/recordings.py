@@ -203,22 +203,28 @@ def _grouped(frames: Iterator[av.AudioFrame]) -> Iterator[av.AudioFrame]:
     for frame in frames:
         frame.pts = None  # gaps in the time stamps would be refused
         now = (frame.format.name, frame.layout.name, frame.sample_rate)
-        if fifo.samples and (fifo.samples >= GROUP_SAMPLES or now != shape):
-            yield fifo.read()
+        if fifo.samples >= GROUP_SAMPLES or now != shape:
+            yield from _emptied(fifo)
         if now != shape:
             fifo, shape = av.AudioFifo(), now
         fifo.write(frame)
-    if fifo.samples:
-        yield fifo.read()
+    yield from _emptied(fifo)
+
+
+def _emptied(fifo: av.AudioFifo) -> Iterator[av.AudioFrame]:
+    frame = fifo.read()
+    if frame is not None:
+        yield frame
 
 
 def _resampled(frames: Iterator[av.AudioFrame], seen: Callable[[NDArray[np.floating]], None] | None) -> Iterator[Waves]:
-    resampler, shape, layout = None, None, None
+    resampler: av.AudioResampler | None = None
+    shape, layout = None, None
     for frame in frames:
         if seen is not None:
             seen(_as_float(_channels(frame)))
         now = (frame.format.name, frame.layout.name, frame.sample_rate)
-        if now != shape:
+        if resampler is None or now != shape:
             yield from _flushed(resampler)
             layout = layout or frame.layout  # the channel count of the first frame holds to the end
             resampler, shape = av.AudioResampler(format="fltp", layout=layout, rate=RATE), now

@@ -120,7 +120,7 @@ def wait_for_saves() -> None:
         save(loop, model, leaving=leaving)
         loop.settle()
 
-    Loop.save = durable  # type: ignore[method-assign]
+    Loop.save = durable  # type: ignore[assignment, method-assign]  # another name of the first argument
 
 
 def few_examples(sizes: Sizes, effective_batch: int) -> list[int]:

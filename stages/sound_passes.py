@@ -64,6 +64,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def good(self) -> bool:
+        """Whether the recording got through all passes."""
         return not self.reason
 
     @classmethod
@@ -101,6 +102,7 @@ class Work:
     passes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def count(self, name: str, **facts: Any) -> None:
+        """What the pass `name` did, with its facts rounded for the record."""
         self.passes[name] = {key: round(value, 4) if isinstance(value, float) else value for key, value in facts.items()}
 
     def model(self, name: str) -> str:

@@ -125,7 +125,7 @@ def _start(work: Work, alone: bool, at_work: dict[int, Worker], selector: select
     shutil.rmtree(work.folder, ignore_errors=True)
     work.folder.mkdir(parents=True)
     (work.folder / "settings.json").write_bytes(msgspec.json.encode(work.settings))
-    arguments = [work.path, work.stem, work.folder, work.models, str(os.getpid())]
+    arguments: list[str | Path] = [work.path, work.stem, work.folder, work.models, str(os.getpid())]
     path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH", "")]))
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "stages.sound_workers", *arguments],

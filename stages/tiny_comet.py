@@ -91,14 +91,17 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
 
 
 def drop(words: list[str], chance: random.Random, share: float, _others: list[str]) -> list[str]:
+    """About `share` of the words are missing."""
     return [word for word in words if chance.random() > share]
 
 
 def double(words: list[str], chance: random.Random, share: float, _others: list[str]) -> list[str]:
+    """About `share` of the words stand twice."""
     return [copy for word in words for copy in [word] * (2 if chance.random() < share else 1)]
 
 
 def swap(words: list[str], chance: random.Random, share: float, _others: list[str]) -> list[str]:
+    """Words change places, `share` of their number times."""
     swapped = list(words)
     for _ in range(int(share * len(words))):
         i, j = chance.randrange(len(words)), chance.randrange(len(words))
@@ -107,14 +110,17 @@ def swap(words: list[str], chance: random.Random, share: float, _others: list[st
 
 
 def exchange(words: list[str], chance: random.Random, share: float, others: list[str]) -> list[str]:
+    """About `share` of the words are any of `others`."""
     return [chance.choice(others) if chance.random() < share else word for word in words]
 
 
 def cut_off(words: list[str], _chance: random.Random, share: float, _others: list[str]) -> list[str]:
+    """The last `share` of the words is missing."""
     return words[: round(len(words) * (1 - share))]
 
 
 def loop(words: list[str], chance: random.Random, _share: float, _others: list[str]) -> list[str]:
+    """One word over and over."""
     return [chance.choice(words)] * len(words)
 
 

@@ -55,6 +55,7 @@ class Tokens:
         return self.values[self.offsets[index] : self.offsets[index + 1]]
 
     def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each text."""
         return np.diff(self.offsets)
 
 

@@ -94,7 +94,7 @@ def _sft(arguments: dict[str, Any], recipe: Recipe) -> tuple[type[Trainer], dict
 
 
 def _adapted(base: type[Trainer]) -> type[Trainer]:
-    class Adapted(base):  # type: ignore[valid-type,misc]  # the base is chosen at run time
+    class Adapted(base):
         loop: Loop
         recipe: Recipe
         resumed: Checkpoint | None
@@ -105,7 +105,7 @@ def _adapted(base: type[Trainer]) -> type[Trainer]:
 
         def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
             """The last thing made before the first step: the optimizer gets its state back, then the schedule is laid over it."""
-            inner = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
+            inner: Any = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
             if self.resumed is not None:
                 load_optimizer(inner, self.resumed.path / OPTIMIZER)
             for group in inner.param_groups:
@@ -124,7 +124,7 @@ def _adapted(base: type[Trainer]) -> type[Trainer]:
     return Adapted
 
 
-class _Steps(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
+class _Steps(TrainerCallback):
     """Calls the loop before the first and after each optimizer step."""
 
     def __init__(self, loop: Loop) -> None:

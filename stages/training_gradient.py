@@ -34,6 +34,7 @@ class StepLoss:
 
     @property
     def mean(self) -> float:
+        """Nats per target token; 0 where there is none."""
         return self.summed / self.tokens if self.tokens else 0.0
 
 

@@ -86,6 +86,7 @@ class Sanity(msgspec.Struct, frozen=True):
         return Sanity((*self.recent, loss)[-RECENT_LOSSES:], self.sane_in_a_row + 1, 0)
 
     def spike(self, loss: float) -> bool:
+        """Whether `loss` is far above the median of the recent ones; False while they are too few to tell."""
         if len(self.recent) < ENOUGH_LOSSES:
             return False
         usual = statistics.median(self.recent)
@@ -93,4 +94,5 @@ class Sanity(msgspec.Struct, frozen=True):
 
     @property
     def diverged(self) -> bool:
+        """Whether too many spikes came in a row."""
         return self.spikes_in_a_row >= SPIKES_IN_A_ROW

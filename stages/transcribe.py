@@ -331,7 +331,7 @@ def _tell_reasons(ctx: StageContext, labels: Sequence[Label]) -> None:
     reasons = Counter(f"{label.verdict}, {label.reason}" for label in labels if label.verdict != KEPT)
     if reasons:
         told = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-        ctx.note(f"{sum(reasons.values())} of {len(labels)} segments are not kept: {told}", **reasons)
+        ctx.note(f"{sum(reasons.values())} of {len(labels)} segments are not kept: {told}", reasons=dict(reasons))
 
 
 def _write_doubtful(ctx: StageContext, labels: Sequence[Label], settings: Transcribe) -> None:

@@ -313,6 +313,7 @@ class Kept:
 
     @property
     def tokens(self) -> int:
+        """Generated tokens in all."""
         return sum(hypothesis.tokens for batch in self.batches for hypothesis in batch.hypotheses)
 
 

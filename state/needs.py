@@ -124,6 +124,7 @@ class Place(msgspec.Struct, frozen=True):
 
     @property
     def casts(self) -> bool:
+        """Whether bf16 settings mean autocast here."""
         return self.cuda if self.autocast is None else self.autocast
 
 

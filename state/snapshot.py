@@ -125,6 +125,7 @@ class StageState(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def settled(self) -> bool:
+        """Whether nothing more will happen to the stage by itself."""
         return self.state in SETTLED
 
 
@@ -195,6 +196,7 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def finished(self) -> bool:
+        """Whether every stage is settled."""
         return all(stage.settled for stage in self.stages)
 
     @property

@@ -52,6 +52,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def held(self) -> bool:
+        """Whether the promise was kept."""
         return not self.faults
 
 

@@ -103,6 +103,7 @@ def same_end(scene: Scene, ground: Ground) -> list[str]:
 
 
 def daemon_killed(scene: Scene, ground: Ground, draw: random.Random) -> list[str]:
+    """The stage goes on alone, and the next daemon adopts it."""
     step = moment(ground, draw)
     scene.boot()
     scene.reach(step)
@@ -120,6 +121,7 @@ def daemon_killed(scene: Scene, ground: Ground, draw: random.Random) -> list[str
 
 
 def stage_killed(scene: Scene, ground: Ground, draw: random.Random) -> list[str]:
+    """The stage is started again and ends as it would have."""
     step = moment(ground, draw)
     scene.boot()
     scene.reach(step)
@@ -129,6 +131,7 @@ def stage_killed(scene: Scene, ground: Ground, draw: random.Random) -> list[str]
 
 
 def stage_stopped(scene: Scene, ground: Ground, draw: random.Random) -> list[str]:
+    """The silence is noticed, and the stage ended and started again."""
     step = moment(ground, draw)
     scene.boot()
     scene.reach(step)
@@ -154,6 +157,7 @@ def _beyond(scene: Scene, step: float) -> bool:
 
 
 def power_cut(scene: Scene, ground: Ground, draw: random.Random) -> list[str]:
+    """Daemon and stage die at once, in the midst of a step."""
     _cut(scene, ground, draw, "SIGKILL to daemon and stage")
     scene.boot()
     scene.finish()
@@ -171,6 +175,7 @@ def _cut(scene: Scene, ground: Ground, draw: random.Random, what: str) -> None:
 
 
 def torn_state(scene: Scene, ground: Ground, draw: random.Random) -> list[str]:
+    """state.json is cut short at any byte; the copy and the journal make it good."""
     _cut(scene, ground, draw, "power cut")
     path = scene.workspace.state
     size_bytes = path.stat().st_size
@@ -183,6 +188,7 @@ def torn_state(scene: Scene, ground: Ground, draw: random.Random) -> list[str]:
 
 
 def damaged_checkpoint(scene: Scene, ground: Ground, draw: random.Random) -> list[str]:
+    """The newest checkpoint is found out and the one before it taken."""
     _cut(scene, ground, draw, "power cut")
     folder = checkpoint_folders(scene)[-1]
     path = max((file for file in tree_files(folder) if file.name != MANIFEST), key=lambda file: file.stat().st_size)
@@ -340,6 +346,7 @@ def own_disk(scene: Scene) -> Iterator[Path | None]:
 
 
 def out_of_memory(scene: Scene, ground: Ground, draw: random.Random) -> list[str]:
+    """The batch is made smaller, and as much is learned."""
     batches = draw.randrange(10, 30)
     what = f"from batch {batches} on, only half of one fits (RLIMIT_AS)"
     _meet(scene, ground, "memory", batches, what, "Out of memory")
@@ -456,6 +463,7 @@ def free_port() -> int:
 
 
 def feed(port: int) -> str:
+    """The address of the demo's feed on this machine."""
     return f"http://127.0.0.1:{port}/feed.xml"
 
 

@@ -80,6 +80,7 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def good(self) -> bool:
+        """Whether nothing speaks against leaving."""
         return all(one.level != "red" for one in self.advice)
 
     @property

@@ -64,6 +64,7 @@ class Pace:
 
     @property
     def seen_s(self) -> float:
+        """Seconds between the two events."""
         return self.last.at - self.began.at
 
     @property
