@@ -38,6 +38,7 @@ EXACT_SLACK_S = 0.005
 ANNOUNCED_SLACK_S = 2.0
 """Sites round to whole seconds, and re-encode."""
 MAX_STEM = 80
+PYAV = int(av.__version__.partition(".")[0])
 MOST_PLANES = 7
 
 Waves = NDArray[np.float32]
@@ -121,7 +122,7 @@ def probe(path: Path) -> Sound:
     if path.stat().st_size == 0:
         raise NotAudioError(f"{shown(path)} is empty (0 bytes)")
     try:
-        with av.open(str(path.resolve()), mode="r", metadata_errors="ignore") as container:
+        with _opened(path) as container:
             if not container.streams.audio:
                 raise NotAudioError(f"{shown(path)} has no sound track")
             stream = container.streams.audio[0]
@@ -132,6 +133,14 @@ def probe(path: Path) -> Sound:
             return Sound(path, _promised_s(container), *facts, exact)
     except (av.error.FFmpegError, UnicodeError) as error:
         raise NotAudioError(f"{shown(path)} is not audio that can be read ({_short(error)})") from error
+
+
+def _opened(path: Path) -> av.container.InputContainer:
+    """Open for reading; title and artist in whatever encoding are no reason to refuse a recording."""
+    options: dict[str, Any] = {"mode": "r"}
+    if PYAV < 19:
+        options["metadata_errors"] = "ignore"  # from 19 on any bytes are fine, and the option is gone
+    return av.open(str(path.resolve()), **options)
 
 
 def _promised_s(container: av.container.InputContainer) -> float | None:
@@ -152,7 +161,7 @@ def decode(path: Path, seen: Callable[[NDArray[np.floating]], None] | None = Non
         NotAudioError: nothing in it can be decoded.
     """
     try:
-        with av.open(str(path.resolve()), mode="r", metadata_errors="ignore") as container:
+        with _opened(path) as container:
             yield from _resampled(_grouped(_frames(container)), seen)
     except (av.error.FFmpegError, UnicodeError, IndexError) as error:
         raise NotAudioError(f"{shown(path)} is not audio that can be read ({_short(error)})") from error
@@ -167,7 +176,7 @@ def decoded_duration(path: Path) -> float:
     probe(path)
     duration_s = 0.0
     try:
-        with av.open(str(path.resolve()), mode="r", metadata_errors="ignore") as container:
+        with _opened(path) as container:
             for frame in _frames(container):
                 duration_s += frame.samples / frame.sample_rate
     except (av.error.FFmpegError, UnicodeError) as error:

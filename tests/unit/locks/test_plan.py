@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from packaging.requirements import Requirement
 
-from locks.plan import ROOT, Plan, Record, digest_of, make_plan, title_of, wanted_steps
+from locks.plan import LOCKS, ROOT, Plan, Record, digest_of, make_plan, title_of, wanted_steps
 
 WANTED = {"environment": "any", "packages": "p1", "torch": "t1", "project": "v1"}
 DONE = Record(root=str(ROOT), done={"environment": "3.11", "packages": "p1", "torch": "t1", "project": "v1"})
@@ -98,3 +99,21 @@ def test_steps_of_the_real_locks() -> None:
     assert len(set(titles)) == 7
     assert any(title.startswith("torch==") for title in titles)
     assert wanted_steps("comet", ROOT / "other", python="any")["torch"] != kinds["comet"]["torch"]
+
+
+@pytest.mark.parametrize("lock", ["main", "dev", "mirror"])
+def test_every_python_gets_the_same_versions(lock: str) -> None:
+    """What is proven on one of the supported versions of Python is what runs on the others, to the last digit."""
+    lines = [line.rstrip("\\ ") for line in (LOCKS / f"{lock}.lock").read_text().splitlines() if "==" in line]
+    wanted = [Requirement(line) for line in lines]
+    chosen = []
+    for python in ("3.11", "3.12", "3.13"):
+        marks = {
+            "python_version": python,
+            "python_full_version": f"{python}.3",
+            "sys_platform": "linux",
+            "platform_system": "Linux",
+        }
+        chosen.append({one.name: str(one.specifier) for one in wanted if one.marker is None or one.marker.evaluate(marks)})
+    assert chosen[0]
+    assert chosen[0] == chosen[1] == chosen[2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import struct
 import tempfile
 from pathlib import Path
 
@@ -126,6 +127,20 @@ def test_a_file_cut_anywhere_is_found_out(kind: str, share: float, last_bytes: i
                 fault = str(error)
             assert fault is not None
             assert path.name in fault
+
+
+def test_a_title_in_any_encoding_is_no_fault(tmp_path: Path) -> None:
+    """Tags of old programs are not UTF-8."""
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.zeros(RATE), RATE)
+    title = b"Adi\xf3s\x00"
+    chunk = b"INFOINAM" + struct.pack("<I", len(title)) + title
+    whole = path.read_bytes() + b"LIST" + struct.pack("<I", len(chunk)) + chunk
+    path.write_bytes(whole[:4] + struct.pack("<I", len(whole) - 8) + whole[8:])
+    with pytest.raises(UnicodeError), av.open(str(path)) as strict:
+        assert strict.metadata["title"].encode("utf-8")
+    assert recordings.probe(path).duration_s == pytest.approx(1.0)
+    assert recordings.decoded_duration(path) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("extension", ["mp4", "mkv"])
