@@ -38,7 +38,6 @@ EXACT_SLACK_S = 0.005
 ANNOUNCED_SLACK_S = 2.0
 """Sites round to whole seconds, and re-encode."""
 MAX_STEM = 80
-PYAV = int(av.__version__.partition(".")[0])
 MOST_PLANES = 7
 
 Waves = NDArray[np.float32]
@@ -137,10 +136,7 @@ def probe(path: Path) -> Sound:
 
 def _opened(path: Path) -> av.container.InputContainer:
     """Open for reading; title and artist in whatever encoding are no reason to refuse a recording."""
-    options: dict[str, Any] = {"mode": "r"}
-    if PYAV < 19:
-        options["metadata_errors"] = "ignore"  # from 19 on any bytes are fine, and the option is gone
-    return av.open(str(path.resolve()), **options)
+    return av.open(str(path.resolve()), mode="r", metadata_errors="ignore")
 
 
 def _promised_s(container: av.container.InputContainer) -> float | None:
