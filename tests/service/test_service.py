@@ -113,7 +113,8 @@ class Service:
 
     def start(self, *, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Enable and start; returns when it is ready."""
-        done = self.machine.run("systemctl", "enable", "--now", UNIT, check=False)
+        self.machine.run("systemctl", "enable", UNIT)
+        done = self.machine.run("systemctl", "start", UNIT, check=False)  # `enable --now` of systemd 255 hides that it failed
         assert not check or done.returncode == 0, done.stderr + self.machine.journal(UNIT)
         return done
 
